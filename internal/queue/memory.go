@@ -1,0 +1,485 @@
+package queue
+
+import (
+	"cmp"
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
+)
+
+// A Ledger is a producer's own record: it says whether an item was settled, also
+// by an earlier process. An item that it does not know counts as settled.
+type Ledger func(ctx context.Context, id string) (settled bool, err error)
+
+// An Option changes how [NewMemory] makes a queue.
+type Option func(*options)
+
+type options struct {
+	ledger Ledger
+	log    *slog.Logger
+	reg    prometheus.Registerer
+	topic  string
+}
+
+// WithLedger lets AwaitSettled ask the producer's record about items that the
+// queue does not hold.
+func WithLedger(ledger func(ctx context.Context, id string) (settled bool, err error)) Option {
+	return func(o *options) { o.ledger = ledger }
+}
+
+// WithLogger has the queue log the leases that it loses.
+func WithLogger(log *slog.Logger) Option {
+	return func(o *options) { o.log = log }
+}
+
+// WithMetrics registers the queue's metrics, all labelled with the topic.
+func WithMetrics(reg prometheus.Registerer, topic string) Option {
+	return func(o *options) { o.reg, o.topic = reg, topic }
+}
+
+// Memory is a [Queue] in this process' memory. No operation takes longer when it
+// holds more items.
+//
+// It holds every item from its first Offer to its Settle. An item that ended
+// while nobody listened stays for as long as its producer does not offer it
+// again or settle it; such items do not count against the credit, so it is the
+// producer's record, not the queue, that bounds them.
+type Memory[T any] struct {
+	options
+	metrics *metrics
+
+	mu       sync.Mutex
+	items    map[string]*entry[T] // every item until it is settled, by ID
+	lanes    map[string]*lane[T]  // the ordering keys in use
+	open     *list.List           // of *entry[T]: the items without outcome, oldest offer first
+	ready    *list.List           // of *entry[T]: the items that could be leased now
+	idle     *list.List           // of *subscription[T]: those that would take an item now, whose turn it is first
+	leased   int
+	credits  int // the sum of all subscriptions' credits
+	subs     int
+	prods    int
+	awaiting map[string][]*awaiter // calls of AwaitSettled, by item
+
+	creditChanged chan struct{} // closed when credit has changed; nil while nobody waits for that
+	creditSeen    int           // what those who wait have seen
+}
+
+// entry is an item and where it is on its way.
+type entry[T any] struct {
+	item     Item[T]
+	producer *producer[T] // the newest that offered it
+	lane     *lane[T]     // nil without ordering key
+	offered  time.Time
+	attempts int
+	state    state
+
+	inOpen  *list.Element // set until it has ended
+	inLane  *list.Element // set until it has ended, if it has a lane
+	inReady *list.Element // set while it is ready
+
+	rest    *time.Timer  // set while it rests
+	lease   *lease[T]    // set while it is leased
+	outcome Outcome      // set when it has ended
+	outbox  *producer[T] // whose outbox holds the outcome, if any does
+}
+
+type state int
+
+const (
+	waiting state = iota // behind another item of its lane
+	resting              // before a retry
+	ready
+	leased
+	ended
+)
+
+// lane is an ordering key. The item at its front is the one that is ready,
+// leased or resting; all others wait.
+type lane[T any] struct {
+	key   string
+	items *list.List // of *entry[T]
+}
+
+type lease[T any] struct {
+	id    uint64
+	entry *entry[T]
+	sub   *subscription[T]
+	since time.Time
+	lost  chan struct{}
+}
+
+// NewMemory returns an empty queue.
+func NewMemory[T any](opts ...Option) *Memory[T] {
+	m := &Memory[T]{
+		options:  options{log: slog.New(slog.DiscardHandler)},
+		items:    map[string]*entry[T]{},
+		lanes:    map[string]*lane[T]{},
+		open:     list.New(),
+		ready:    list.New(),
+		idle:     list.New(),
+		awaiting: map[string][]*awaiter{},
+	}
+	for _, opt := range opts {
+		opt(&m.options)
+	}
+	m.metrics = newMetrics(m.reg, m.topic, m.stats)
+	return m
+}
+
+// Produce implements [Queue].
+func (m *Memory[T]) Produce(ctx context.Context, name string) (Producer[T], error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.prods++
+	return newProducer(m, name), nil
+}
+
+// Subscribe implements [Queue].
+func (m *Memory[T]) Subscribe(ctx context.Context, opts SubscribeOptions) (Subscription[T], error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if opts.Credits < 1 {
+		return nil, fmt.Errorf("subscribing with %d credits: at least 1 is needed", opts.Credits)
+	}
+	if opts.LeaseDuration <= 0 {
+		opts.LeaseDuration = DefaultLeaseDuration
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.subs++
+	m.credits += opts.Credits
+	m.creditMayHaveChanged()
+	return newSubscription(m, opts), nil
+}
+
+// AwaitSettled implements [Queue].
+func (m *Memory[T]) AwaitSettled(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		if err := m.awaitSettled(ctx, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaiter is a call of AwaitSettled that waits for one item.
+type awaiter struct {
+	settled bool // guarded by the queue's mu
+	wake    context.CancelFunc
+}
+
+func (m *Memory[T]) awaitSettled(ctx context.Context, id string) error {
+	waitCtx, wake := context.WithCancel(ctx)
+	defer wake()
+	a := &awaiter{wake: wake}
+	m.mu.Lock()
+	m.awaiting[id] = append(m.awaiting[id], a)
+	m.mu.Unlock()
+	defer m.stopAwaiting(id, a)
+
+	// Settle wakes us. The attempts are for an item that is settled elsewhere, or
+	// whose producer went away between storing its outcome and saying so.
+	for range backoff.Default.Attempts(waitCtx) {
+		known, isOpen := m.lookUp(id)
+		if isOpen {
+			continue
+		}
+		if m.ledger == nil {
+			if known {
+				continue
+			}
+			return nil
+		}
+		settled, err := m.ledger(waitCtx, id)
+		if err != nil {
+			if waitCtx.Err() != nil {
+				break
+			}
+			return fmt.Errorf("asking whether item %s is settled: %w", id, err)
+		}
+		if settled {
+			m.settle(id)
+			return nil
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a.settled {
+		return nil
+	}
+	return ctx.Err()
+}
+
+func (m *Memory[T]) lookUp(id string) (known, isOpen bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e, known := m.items[id]
+	return known, known && e.state != ended
+}
+
+func (m *Memory[T]) stopAwaiting(id string, a *awaiter) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	left := slices.DeleteFunc(m.awaiting[id], func(other *awaiter) bool { return other == a })
+	if len(left) == 0 {
+		delete(m.awaiting, id)
+		return
+	}
+	m.awaiting[id] = left
+}
+
+// Stats implements [Queue].
+func (m *Memory[T]) Stats(ctx context.Context) (Stats, error) {
+	if err := ctx.Err(); err != nil {
+		return Stats{}, err
+	}
+	return m.stats(), nil
+}
+
+func (m *Memory[T]) stats() Stats {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := Stats{
+		Ready:       m.ready.Len(),
+		Blocked:     m.open.Len() - m.ready.Len() - m.leased,
+		Leased:      m.leased,
+		Unsettled:   len(m.items) - m.open.Len(),
+		Credits:     m.credit(),
+		Subscribers: m.subs,
+		Producers:   m.prods,
+	}
+	if oldest := m.open.Front(); oldest != nil {
+		s.OldestAge = time.Since(oldest.Value.(*entry[T]).offered)
+	}
+	return s
+}
+
+// All methods below are called with mu held, unless they say otherwise.
+
+// credit is how many more items the subscribers would take.
+func (m *Memory[T]) credit() int {
+	return max(0, m.credits-m.open.Len())
+}
+
+// creditMayHaveChanged is called after every change of credits and open.
+func (m *Memory[T]) creditMayHaveChanged() {
+	if m.creditChanged != nil && m.credit() != m.creditSeen {
+		close(m.creditChanged)
+		m.creditChanged = nil
+	}
+}
+
+// add takes in an item that is not here yet.
+func (m *Memory[T]) add(p *producer[T], item Item[T]) {
+	e := &entry[T]{item: item, producer: p, offered: time.Now()}
+	m.items[item.ID] = e
+	e.inOpen = m.open.PushBack(e)
+	m.metrics.offers.Inc()
+	if item.Key != "" {
+		l := m.lanes[item.Key]
+		if l == nil {
+			l = &lane[T]{key: item.Key, items: list.New()}
+			m.lanes[item.Key] = l
+		}
+		e.lane = l
+		e.inLane = l.items.PushBack(e)
+		if l.items.Len() > 1 {
+			e.state = waiting
+			m.creditMayHaveChanged()
+			return
+		}
+	}
+	m.makeReady(e)
+	m.dispatch()
+	m.creditMayHaveChanged()
+}
+
+func (m *Memory[T]) makeReady(e *entry[T]) {
+	e.state = ready
+	e.inReady = m.ready.PushBack(e)
+}
+
+// makeReadyFirst puts an item before all others that are ready: it has had its
+// turn already.
+func (m *Memory[T]) makeReadyFirst(e *entry[T]) {
+	e.state = ready
+	e.inReady = m.ready.PushFront(e)
+}
+
+// dispatch leases items for as long as there is one and someone who takes it.
+func (m *Memory[T]) dispatch() {
+	for m.ready.Len() > 0 && m.idle.Len() > 0 {
+		e := m.ready.Front().Value.(*entry[T])
+		m.ready.Remove(e.inReady)
+		e.inReady = nil
+		s := m.idle.Front().Value.(*subscription[T])
+		m.idle.Remove(s.inIdle)
+		s.inIdle = nil
+
+		next := s.waiters.Remove(s.waiters.Front()).(*waiter[T])
+		next.taken = nil
+		next.delivery <- m.leaseTo(e, s)
+		s.placeInIdle() // behind the others: they take turns
+	}
+}
+
+func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
+	now := time.Now()
+	e.attempts++
+	if e.attempts == 1 {
+		m.metrics.wait.Observe(now.Sub(e.offered).Seconds())
+	}
+	m.metrics.leases.Inc()
+	s.lastLease++
+	l := &lease[T]{id: s.lastLease, entry: e, sub: s, since: now, lost: make(chan struct{})}
+	s.leases[l.id] = l
+	e.state = leased
+	e.lease = l
+	m.leased++
+	return Delivery[T]{Item: e.item, Lease: l.id, Attempt: e.attempts, Lost: l.lost}
+}
+
+// endLease takes the item away from its subscriber.
+func (m *Memory[T]) endLease(l *lease[T]) {
+	delete(l.sub.leases, l.id)
+	l.entry.lease = nil
+	m.leased--
+	l.sub.placeInIdle()
+}
+
+// lose returns leases of one subscription to the queue, to be leased again
+// before everything else, in the order in which they were leased.
+func (m *Memory[T]) lose(leases []*lease[T], why string) {
+	slices.SortFunc(leases, func(a, b *lease[T]) int { return cmp.Compare(b.id, a.id) })
+	for _, l := range leases {
+		m.loseOne(l, why)
+		m.makeReadyFirst(l.entry)
+	}
+	m.dispatch()
+}
+
+func (m *Memory[T]) loseOne(l *lease[T], why string) {
+	m.endLease(l)
+	close(l.lost)
+	l.sub.noteLoss(l.id)
+	m.metrics.lost.Inc()
+	m.log.Warn("lease lost", "topic", m.topic, "item", l.entry.item.ID, "attempt", l.entry.attempts,
+		"subscriber", l.sub.name, "reason", why)
+}
+
+// resolve ends a lease with a verdict.
+func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
+	e := l.entry
+	m.endLease(l)
+	m.metrics.verdict(v)
+	if v.Status == 0 {
+		m.retry(e, v.After)
+	} else {
+		m.end(e, v)
+	}
+	m.dispatch()
+	m.creditMayHaveChanged()
+}
+
+func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
+	if after <= 0 {
+		m.makeReady(e)
+		return
+	}
+	e.state = resting
+	e.rest = time.AfterFunc(after, func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if e.state != resting {
+			return // settled meanwhile
+		}
+		e.rest = nil
+		m.makeReady(e)
+		m.dispatch()
+	})
+}
+
+// end gives the item its outcome and lets the next of its lane go.
+func (m *Memory[T]) end(e *entry[T], v Verdict) {
+	m.leave(e)
+	e.outcome = Outcome{
+		ItemID:   e.item.ID,
+		Status:   v.Status,
+		Reason:   v.Reason,
+		Message:  v.Message,
+		Attempts: e.attempts,
+		Details:  v.Details,
+	}
+	var zero T
+	e.item.Value = zero // the producer knows it, and nobody else will ask
+	e.producer.announce(e)
+}
+
+// leave takes an item out of all lists of open items.
+func (m *Memory[T]) leave(e *entry[T]) {
+	e.state = ended
+	m.open.Remove(e.inOpen)
+	e.inOpen = nil
+	if e.inReady != nil {
+		m.ready.Remove(e.inReady)
+		e.inReady = nil
+	}
+	if e.rest != nil {
+		e.rest.Stop()
+		e.rest = nil
+	}
+	l := e.lane
+	if l == nil {
+		return
+	}
+	wasFirst := l.items.Front() == e.inLane
+	l.items.Remove(e.inLane)
+	e.inLane, e.lane = nil, nil
+	switch next := l.items.Front(); {
+	case next == nil:
+		delete(m.lanes, l.key)
+	case wasFirst:
+		m.makeReady(next.Value.(*entry[T]))
+	}
+}
+
+// settle forgets an item for good. It takes mu itself.
+func (m *Memory[T]) settle(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, a := range m.awaiting[id] {
+		a.settled = true
+		a.wake()
+	}
+	e, ok := m.items[id]
+	if !ok {
+		return
+	}
+	delete(m.items, id)
+	m.metrics.settled.Inc()
+	if e.state == ended {
+		return
+	}
+	// Its producer knows of an outcome that we do not, from an earlier process.
+	if e.lease != nil {
+		m.loseOne(e.lease, "settled")
+	}
+	m.leave(e)
+	m.dispatch()
+	m.creditMayHaveChanged()
+}
+
+var errNoID = errors.New("an item needs an ID")

@@ -1,0 +1,185 @@
+package queue
+
+import (
+	"context"
+	"fmt"
+)
+
+// producer is the producing side of a [Memory]. What is guarded is guarded by
+// the queue's mu.
+type producer[T any] struct {
+	queue *Memory[T]
+	name  string
+
+	done   chan struct{} // closed by Close
+	outbox []*entry[T]   // guarded; some may have been settled or offered by another producer meanwhile
+	more   chan struct{} // holds one token while the outbox may hold something
+}
+
+func newProducer[T any](m *Memory[T], name string) *producer[T] {
+	return &producer[T]{queue: m, name: name, done: make(chan struct{}), more: make(chan struct{}, 1)}
+}
+
+func (p *producer[T]) closed() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// announce puts the outcome of an item into the outbox. It is called with mu
+// held. Without anyone to tell, the outcome waits for the next Offer of the item.
+func (p *producer[T]) announce(e *entry[T]) {
+	if p.closed() || e.outbox == p {
+		return
+	}
+	e.outbox = p
+	p.outbox = append(p.outbox, e)
+	p.wake()
+}
+
+func (p *producer[T]) wake() {
+	select {
+	case p.more <- struct{}{}:
+	default: // there is a token already
+	}
+}
+
+// Credit implements [Producer].
+func (p *producer[T]) Credit(ctx context.Context) (int, error) {
+	credit := 0
+	for credit == 0 {
+		var err error
+		if credit, err = p.AwaitCredit(ctx, 0); err != nil {
+			return 0, err
+		}
+	}
+	return credit, nil
+}
+
+// AwaitCredit implements [CreditWatcher].
+func (p *producer[T]) AwaitCredit(ctx context.Context, other int) (int, error) {
+	m := p.queue
+	for {
+		m.mu.Lock()
+		if p.closed() {
+			m.mu.Unlock()
+			return 0, ErrClosed
+		}
+		credit := m.credit()
+		if credit != other {
+			m.mu.Unlock()
+			return credit, nil
+		}
+		if m.creditChanged == nil {
+			m.creditChanged = make(chan struct{})
+			m.creditSeen = credit
+		}
+		changed := m.creditChanged
+		m.mu.Unlock()
+		select {
+		case <-changed:
+		case <-p.done:
+			return 0, ErrClosed
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		}
+	}
+}
+
+// Offer implements [Producer].
+func (p *producer[T]) Offer(ctx context.Context, item Item[T]) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if item.ID == "" {
+		return fmt.Errorf("offering: %w", errNoID)
+	}
+	m := p.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p.closed() {
+		return ErrClosed
+	}
+	e, known := m.items[item.ID]
+	if !known {
+		m.add(p, item)
+		return nil
+	}
+	e.producer = p
+	if e.state == ended {
+		p.announce(e)
+	}
+	return nil
+}
+
+// Outcome implements [Producer].
+func (p *producer[T]) Outcome(ctx context.Context) (Outcome, error) {
+	for {
+		if p.closed() {
+			return Outcome{}, ErrClosed
+		}
+		select {
+		case <-p.more:
+			if outcome, ok := p.take(); ok {
+				return outcome, nil
+			}
+		case <-p.done:
+			return Outcome{}, ErrClosed
+		case <-ctx.Done():
+			return Outcome{}, ctx.Err()
+		}
+	}
+}
+
+// take returns the first outcome of the outbox that is still wanted from p.
+func (p *producer[T]) take() (Outcome, bool) {
+	m := p.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for len(p.outbox) > 0 {
+		e := p.outbox[0]
+		p.outbox[0] = nil
+		p.outbox = p.outbox[1:]
+		if e.outbox != p {
+			continue // another producer offered the item and has its outcome
+		}
+		e.outbox = nil
+		if m.items[e.item.ID] != e {
+			continue // settled
+		}
+		if len(p.outbox) > 0 {
+			p.wake() // whoever waits beside us
+		}
+		return e.outcome, true
+	}
+	return Outcome{}, false
+}
+
+// Settle implements [Producer].
+func (p *producer[T]) Settle(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if p.closed() {
+		return ErrClosed
+	}
+	p.queue.settle(id)
+	return nil
+}
+
+// Close implements [Producer].
+func (p *producer[T]) Close() error {
+	m := p.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p.closed() {
+		return nil
+	}
+	close(p.done)
+	p.outbox = nil
+	m.prods--
+	return nil
+}

@@ -1,0 +1,78 @@
+package queuerpc
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	queuev1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/queue/v1"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+)
+
+// A codec turns the items of one topic into messages and back.
+type codec[T any] struct {
+	topic  queuev1.Topic
+	encode func(value T, into *queuev1.Item)
+	decode func(from *queuev1.Item) (T, error)
+}
+
+var events = codec[scaleevent.Event]{
+	topic: queuev1.Topic_TOPIC_SCALE_EVENTS,
+	encode: func(e scaleevent.Event, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_ScaleEvent{ScaleEvent: &queuev1.ScaleEvent{Fields: e.Fields()}}
+	},
+	decode: func(from *queuev1.Item) (scaleevent.Event, error) {
+		payload := from.GetScaleEvent()
+		if payload == nil {
+			return scaleevent.Event{}, errors.New("no scale event in it")
+		}
+		return scaleevent.Parse(from.GetId(), payload.GetFields())
+	},
+}
+
+var workers = codec[queue.Worker]{
+	topic: queuev1.Topic_TOPIC_WORKERS,
+	encode: func(w queue.Worker, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_Worker{Worker: &queuev1.Worker{
+			Namespace: w.Namespace,
+			Name:      w.Name,
+			TaskId:    w.TaskID,
+			Pool:      w.Pool,
+			EventId:   w.EventID,
+		}}
+	},
+	decode: func(from *queuev1.Item) (queue.Worker, error) {
+		payload := from.GetWorker()
+		if payload == nil {
+			return queue.Worker{}, errors.New("no worker in it")
+		}
+		return queue.Worker{
+			Namespace: payload.GetNamespace(),
+			Name:      payload.GetName(),
+			TaskID:    payload.GetTaskId(),
+			Pool:      payload.GetPool(),
+			EventID:   payload.GetEventId(),
+		}, nil
+	},
+}
+
+func (c codec[T]) encodeItem(item queue.Item[T]) *queuev1.Item {
+	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent}
+	c.encode(item.Value, message)
+	return message
+}
+
+// decodeItem returns what it could read of the item also with an error, so that
+// its ID can be told.
+func (c codec[T]) decodeItem(message *queuev1.Item) (queue.Item[T], error) {
+	item := queue.Item[T]{ID: message.GetId(), Key: message.GetOrderingKey(), Traceparent: message.GetTraceparent()}
+	if item.ID == "" {
+		return item, errors.New("reading an item: it has no ID")
+	}
+	value, err := c.decode(message)
+	if err != nil {
+		return item, fmt.Errorf("reading item %s: %w", item.ID, err)
+	}
+	item.Value = value
+	return item, nil
+}

@@ -1,0 +1,247 @@
+package queue
+
+import (
+	"container/list"
+	"context"
+	"fmt"
+	"time"
+)
+
+// subscription is the leasing side of a [Memory]. What is guarded is guarded by
+// the queue's mu.
+type subscription[T any] struct {
+	queue    *Memory[T]
+	name     string
+	credits  int
+	duration time.Duration
+	watched  bool
+
+	done chan struct{} // closed by Close
+
+	leases    map[uint64]*lease[T] // guarded
+	lastLease uint64               // guarded
+	waiters   *list.List           // of *waiter[T], guarded: calls of Next
+	inIdle    *list.Element        // guarded: set while an item could be leased to it
+
+	// Only for watched ones.
+	alive     time.Time     // guarded: the last sign of life
+	suspended bool          // guarded: the signs stayed out for too long
+	expiry    *time.Timer   // guarded: runs expire
+	losses    []uint64      // guarded: not yet returned by Losses
+	lossy     chan struct{} // holds one token while losses may hold something
+}
+
+// waiter is a call of Next.
+type waiter[T any] struct {
+	delivery chan Delivery[T] // holds one
+	taken    *list.Element    // its place among the waiters; nil once it has its delivery
+}
+
+func newSubscription[T any](m *Memory[T], opts SubscribeOptions) *subscription[T] {
+	s := &subscription[T]{
+		queue:    m,
+		name:     opts.Name,
+		credits:  opts.Credits,
+		duration: opts.LeaseDuration,
+		watched:  opts.Watched,
+		done:     make(chan struct{}),
+		leases:   map[uint64]*lease[T]{},
+		waiters:  list.New(),
+		lossy:    make(chan struct{}, 1),
+	}
+	if s.watched {
+		s.alive = time.Now()
+		s.expiry = time.AfterFunc(s.duration, s.expire)
+	}
+	return s
+}
+
+func (s *subscription[T]) closed() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// placeInIdle keeps the queue's list of those who would take an item. It is
+// called with mu held, after every change of what it depends on.
+func (s *subscription[T]) placeInIdle() {
+	wants := s.waiters.Len() > 0 && len(s.leases) < s.credits && !s.suspended && !s.closed()
+	switch {
+	case wants && s.inIdle == nil:
+		s.inIdle = s.queue.idle.PushBack(s)
+	case !wants && s.inIdle != nil:
+		s.queue.idle.Remove(s.inIdle)
+		s.inIdle = nil
+	}
+}
+
+// Next implements [Subscription].
+func (s *subscription[T]) Next(ctx context.Context) (Delivery[T], error) {
+	if err := ctx.Err(); err != nil {
+		return Delivery[T]{}, err
+	}
+	m := s.queue
+	w := &waiter[T]{delivery: make(chan Delivery[T], 1)}
+	m.mu.Lock()
+	if s.closed() {
+		m.mu.Unlock()
+		return Delivery[T]{}, ErrClosed
+	}
+	w.taken = s.waiters.PushBack(w)
+	s.placeInIdle()
+	m.dispatch()
+	m.mu.Unlock()
+
+	select {
+	case d := <-w.delivery:
+		return d, nil
+	case <-s.done:
+		return Delivery[T]{}, ErrClosed
+	case <-ctx.Done():
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if w.taken == nil {
+		return <-w.delivery, nil // the item came first
+	}
+	s.waiters.Remove(w.taken)
+	s.placeInIdle()
+	return Delivery[T]{}, ctx.Err()
+}
+
+// Resolve implements [Subscription].
+func (s *subscription[T]) Resolve(ctx context.Context, d Delivery[T], v Verdict) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	switch v.Status {
+	case 0, Done, Rejected:
+	default:
+		return fmt.Errorf("resolving item %s: status %d is no verdict", d.ID, v.Status)
+	}
+	m := s.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.closed() {
+		return ErrClosed
+	}
+	l, ok := s.leases[d.Lease]
+	if !ok {
+		return ErrLeaseLost
+	}
+	m.resolve(l, v)
+	return nil
+}
+
+// Close implements [Subscription].
+func (s *subscription[T]) Close() error {
+	m := s.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.closed() {
+		return nil
+	}
+	close(s.done)
+	s.placeInIdle()
+	if s.expiry != nil {
+		s.expiry.Stop()
+	}
+	m.subs--
+	m.credits -= s.credits
+	m.lose(s.held(time.Time{}), "subscription closed")
+	m.creditMayHaveChanged()
+	return nil
+}
+
+// held returns the leases without a sign of life since the given time, or all
+// for the zero time. It is called with mu held.
+func (s *subscription[T]) held(since time.Time) []*lease[T] {
+	held := make([]*lease[T], 0, len(s.leases))
+	for _, l := range s.leases {
+		if since.IsZero() || !l.since.After(since) && !s.alive.After(since) {
+			held = append(held, l)
+		}
+	}
+	return held
+}
+
+// Heartbeat implements [WatchedSubscription].
+func (s *subscription[T]) Heartbeat() {
+	m := s.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.closed() || !s.watched {
+		return
+	}
+	s.alive = time.Now()
+	if s.suspended {
+		s.suspended = false
+		s.expiry.Reset(s.duration)
+		s.placeInIdle()
+		m.dispatch()
+	}
+}
+
+// expire is run by the timer, which is only set again when it has run: a
+// heartbeat then costs nothing but its time.
+func (s *subscription[T]) expire() {
+	m := s.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.closed() {
+		return
+	}
+	now := time.Now()
+	if left := s.alive.Add(s.duration).Sub(now); left > 0 {
+		s.expiry.Reset(left)
+		return
+	}
+	s.suspended = true
+	s.placeInIdle()
+	m.lose(s.held(now.Add(-s.duration)), "no sign of life")
+	// What was leased after the last sign of life has a little longer.
+	var youngest time.Time
+	for _, l := range s.leases {
+		if youngest.IsZero() || l.since.Before(youngest) {
+			youngest = l.since
+		}
+	}
+	if !youngest.IsZero() {
+		s.expiry.Reset(youngest.Add(s.duration).Sub(now))
+	}
+}
+
+// noteLoss is called with mu held.
+func (s *subscription[T]) noteLoss(id uint64) {
+	if !s.watched || s.closed() {
+		return
+	}
+	s.losses = append(s.losses, id)
+	select {
+	case s.lossy <- struct{}{}:
+	default: // there is a token already
+	}
+}
+
+// Losses implements [WatchedSubscription].
+func (s *subscription[T]) Losses(ctx context.Context) ([]uint64, error) {
+	for {
+		select {
+		case <-s.lossy:
+			s.queue.mu.Lock()
+			losses := s.losses
+			s.losses = nil
+			s.queue.mu.Unlock()
+			if len(losses) > 0 {
+				return losses, nil
+			}
+		case <-s.done:
+			return nil, ErrClosed
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,72 @@
+package queue
+
+import "time"
+
+// Status is how an item ended.
+type Status int
+
+const (
+	// Done means that the item's effect is in the world.
+	Done Status = iota + 1
+	// Rejected means that the item can never succeed.
+	Rejected
+)
+
+// String returns "done" or "rejected".
+func (s Status) String() string {
+	switch s {
+	case Done:
+		return "done"
+	case Rejected:
+		return "rejected"
+	default:
+		return "unknown"
+	}
+}
+
+// Outcome is the end of an item's way through the queue. An item whose
+// subscriber asks for a retry stays in the queue, because later items of its
+// ordering key must not overtake it, and has no outcome yet.
+type Outcome struct {
+	// ItemID is the item's ID.
+	ItemID string
+	// Status is how it ended.
+	Status Status
+	// Reason is a machine-readable word, such as "expired"; empty when done.
+	Reason string
+	// Message is for humans.
+	Message string
+	// Attempts is how often the item was leased.
+	Attempts int
+	// Details are facts for the record, such as the names of the workers made.
+	Details map[string]string
+}
+
+// A Verdict is a subscriber's decision on a leased item. Make one with
+// [Finish], [RetryAfter] or [Reject].
+type Verdict struct {
+	// Status is the item's end, or zero when it is to be leased again.
+	Status Status
+	// After is how long an item rests before it is leased again.
+	After time.Duration
+	// Reason, Message and Details are as in [Outcome].
+	Reason, Message string
+	Details         map[string]string
+}
+
+// Finish says that the item's effect is in the world.
+func Finish(message string, details map[string]string) Verdict {
+	return Verdict{Status: Done, Message: message, Details: details}
+}
+
+// RetryAfter keeps the item, and with it its ordering key, in the queue and has
+// it leased again once d has passed.
+func RetryAfter(d time.Duration, message string) Verdict {
+	return Verdict{After: d, Message: message}
+}
+
+// Reject says that the item can never succeed, for a machine-readable reason and
+// a message that says what is wrong and what to do.
+func Reject(reason, message string, details map[string]string) Verdict {
+	return Verdict{Status: Rejected, Reason: reason, Message: message, Details: details}
+}
