@@ -1,0 +1,288 @@
+// Package image makes container images without a container engine.
+//
+// An archive that it writes can be read by everything that takes images from a
+// file: containerd (ctr images import, kind load image-archive) finds an OCI
+// layout in it, docker load finds the manifest.json that docker save would have
+// written; both name the same blobs. The same files make the same archive, to the
+// byte: no time, owner or order of this machine gets in.
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/static"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+)
+
+// User is whom every image runs as: nobody that a node would know.
+const User = "65532:65532"
+
+// A Spec says what is in an image.
+type Spec struct {
+	// Name is the full name with a tag, e.g. ottoscaler.local/ottoscaler:dev. Its
+	// first part must look like a host, or containerd and Docker understand
+	// different names by it.
+	Name string
+	// Files are the layers, one each, in this order: put first what changes least,
+	// and an edit of one program leaves the other layers as they were.
+	Files []File
+	// Entrypoint is what runs when the pod says nothing.
+	Entrypoint []string
+	// Labels describe the image to those who inspect it.
+	Labels map[string]string
+}
+
+// A File is one executable of an image.
+type File struct {
+	// Path is the file's place in the image, e.g. /consumer.
+	Path string
+	// Source is the file's place on this machine.
+	Source string
+}
+
+// Write makes an image and writes it to an archive at path, whose folder must
+// exist. It returns the digest of the image's manifest, which is the image ID that
+// containerd shows. The archive appears whole or not at all.
+func Write(ctx context.Context, path string, spec Spec) (digest string, err error) {
+	img, err := build(ctx, spec)
+	if err != nil {
+		return "", fmt.Errorf("building image %s: %w", spec.Name, err)
+	}
+	hash, err := img.Digest()
+	if err != nil {
+		return "", fmt.Errorf("building image %s: %w", spec.Name, err)
+	}
+	if err := writeFile(path, func(w io.Writer) error { return writeArchive(ctx, w, spec.Name, img) }); err != nil {
+		return "", fmt.Errorf("writing image %s: %w", spec.Name, err)
+	}
+	return hash.String(), nil
+}
+
+func build(ctx context.Context, spec Spec) (v1.Image, error) {
+	if err := checkName(spec.Name); err != nil {
+		return nil, err
+	}
+	img := mutate.MediaType(empty.Image, types.OCIManifestSchema1)
+	img = mutate.ConfigMediaType(img, types.OCIConfigJSON)
+	for _, file := range spec.Files {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		layer, err := layerOf(file)
+		if err != nil {
+			return nil, err
+		}
+		img, err = mutate.Append(img, mutate.Addendum{
+			Layer:   layer,
+			History: v1.History{Created: epoch, CreatedBy: "COPY " + file.Path},
+		})
+		if err != nil {
+			return nil, fmt.Errorf("adding %s: %w", file.Path, err)
+		}
+	}
+	config, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	config = config.DeepCopy()
+	config.Created = epoch
+	config.OS = "linux"
+	config.Architecture = runtime.GOARCH
+	config.Config = v1.Config{
+		User:       User,
+		Entrypoint: spec.Entrypoint,
+		Labels:     spec.Labels,
+		// What Docker assumes of an image that says nothing; said here, so that the
+		// programs see the same under every runtime.
+		Env:        []string{"PATH=/"},
+		WorkingDir: "/",
+	}
+	return mutate.ConfigFile(img, config)
+}
+
+// epoch stands for every time in an image: a real one would make each build differ.
+var epoch = v1.Time{Time: time.Unix(0, 0).UTC()}
+
+// layerOf makes a layer of one file. It is not compressed: archives stay on this
+// machine, where packing costs more than it saves, and a layer that is its own tar
+// does not depend on a compressor's version.
+func layerOf(file File) (v1.Layer, error) {
+	content, err := os.ReadFile(file.Source)
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	name := strings.TrimPrefix(file.Path, "/")
+	if name == "" || strings.Contains(name, "/") {
+		return nil, fmt.Errorf("file %q: only files at the root of the image are known here", file.Path)
+	}
+	if err := addEntry(tw, name, 0o755, content); err != nil {
+		return nil, err
+	}
+	if err := tw.Close(); err != nil {
+		return nil, err
+	}
+	return static.NewLayer(buf.Bytes(), types.OCIUncompressedLayer), nil
+}
+
+// writeArchive writes an OCI layout and docker save's manifest.json into one tar.
+func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) error {
+	configName, err := img.ConfigName()
+	if err != nil {
+		return err
+	}
+	config, err := img.RawConfigFile()
+	if err != nil {
+		return err
+	}
+	manifestDigest, err := img.Digest()
+	if err != nil {
+		return err
+	}
+	manifest, err := img.RawManifest()
+	if err != nil {
+		return err
+	}
+	layers, err := img.Layers()
+	if err != nil {
+		return err
+	}
+	var blobs []blob
+	var layerPaths []string
+	seen := map[v1.Hash]bool{configName: true, manifestDigest: true}
+	for _, layer := range layers {
+		digest, err := layer.Digest()
+		if err != nil {
+			return err
+		}
+		layerPaths = append(layerPaths, blobPath(digest))
+		if seen[digest] { // two programs with the same content
+			continue
+		}
+		seen[digest] = true
+		content, err := readLayer(layer)
+		if err != nil {
+			return err
+		}
+		blobs = append(blobs, blob{blobPath(digest), content})
+	}
+	blobs = append(blobs, blob{blobPath(configName), config}, blob{blobPath(manifestDigest), manifest})
+
+	index, err := json.Marshal(v1.IndexManifest{
+		SchemaVersion: 2,
+		MediaType:     types.OCIImageIndex,
+		Manifests: []v1.Descriptor{{
+			MediaType: types.OCIManifestSchema1,
+			Size:      int64(len(manifest)),
+			Digest:    manifestDigest,
+			Platform:  &v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
+			Annotations: map[string]string{
+				"io.containerd.image.name":          name,
+				"org.opencontainers.image.ref.name": name[strings.LastIndex(name, ":")+1:],
+			},
+		}},
+	})
+	if err != nil {
+		return err
+	}
+	docker, err := json.Marshal([]map[string]any{{
+		"Config": blobPath(configName), "RepoTags": []string{name}, "Layers": layerPaths,
+	}})
+	if err != nil {
+		return err
+	}
+	blobs = append(blobs,
+		blob{"index.json", index},
+		blob{"manifest.json", docker},
+		blob{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)},
+	)
+
+	tw := tar.NewWriter(w)
+	for _, b := range blobs {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := addEntry(tw, b.path, 0o644, b.content); err != nil {
+			return err
+		}
+	}
+	return tw.Close()
+}
+
+// A blob is one file of an archive.
+type blob struct {
+	path    string
+	content []byte
+}
+
+func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
+
+func readLayer(layer v1.Layer) (content []byte, err error) {
+	r, err := layer.Compressed() // as it is stored, which here is not compressed
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	return io.ReadAll(r)
+}
+
+func addEntry(tw *tar.Writer, name string, mode int64, content []byte) error {
+	err := tw.WriteHeader(&tar.Header{
+		Typeflag: tar.TypeReg,
+		Name:     name,
+		Mode:     mode,
+		Size:     int64(len(content)),
+		ModTime:  epoch.Time,
+		Format:   tar.FormatUSTAR,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = tw.Write(content)
+	return err
+}
+
+// checkName refuses a name that containerd and Docker would complete, each in
+// its own way, with the name of a public registry.
+func checkName(name string) error {
+	host, rest, ok := strings.Cut(name, "/")
+	if !ok || !strings.ContainsAny(host, ".:") {
+		return fmt.Errorf("name %q does not begin with a host", name)
+	}
+	if colon := strings.LastIndex(rest, ":"); colon <= 0 || colon == len(rest)-1 {
+		return fmt.Errorf("name %q has no tag", name)
+	}
+	return nil
+}
+
+// writeFile writes beside path and renames, so that nobody reads half an archive.
+func writeFile(path string, write func(io.Writer) error) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".tmp-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	if err := errors.Join(write(f), f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

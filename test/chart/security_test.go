@@ -1,0 +1,217 @@
+package chart_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+func TestEveryPodPassesTheRestrictedStandard(t *testing.T) {
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range valuesFiles(t) {
+		specs := podSpecs(t, render(t, "ottoscaler", load(t, file)))
+		if len(specs) < 2 {
+			t.Fatalf("%s: only %d pods found", name(file), len(specs))
+		}
+		for what, pod := range specs {
+			result := policy.AggregateCheckResults(evaluator.EvaluatePod(
+				api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &pod.ObjectMeta, &pod.Spec))
+			if !result.Allowed {
+				t.Errorf("%s: %s would be refused: %s", name(file), what, result.ForbiddenDetail())
+			}
+			// The standard does not ask for this; we do.
+			for _, c := range pod.Spec.Containers {
+				if sc := c.SecurityContext; sc == nil || sc.ReadOnlyRootFilesystem == nil || !*sc.ReadOnlyRootFilesystem {
+					t.Errorf("%s: %s, container %s may write to its root file system", name(file), what, c.Name)
+				}
+			}
+		}
+	}
+}
+
+func TestRestrictedStandardWouldCatchAWorkerThatRunsAsRoot(t *testing.T) {
+	vals := load(t, "../../charts/ottoscaler/values-jinwoo.yaml")
+	vals["pools"].(values)["default"].(values)["template"].(values)["spec"].(values)["securityContext"] = values{"runAsNonRoot": false, "runAsUser": 0}
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := podSpecs(t, render(t, "ottoscaler", vals))["pool default"]
+	result := policy.AggregateCheckResults(evaluator.EvaluatePod(
+		api.LevelVersion{Level: api.LevelRestricted, Version: api.LatestVersion()}, &pod.ObjectMeta, &pod.Spec))
+	if result.Allowed {
+		t.Error("a worker that runs as root was found to be restricted")
+	}
+}
+
+func TestOnlyTheConsumerHasTheRedisPassword(t *testing.T) {
+	d := one[*appsv1.Deployment](t, render(t, "ottoscaler", load(t, "testdata/everything.yaml")))
+	for _, c := range d.Spec.Template.Spec.Containers {
+		var secrets []string
+		for _, v := range c.Env {
+			if v.ValueFrom != nil && v.ValueFrom.SecretKeyRef != nil && v.ValueFrom.SecretKeyRef.Name == "redis-jinwoo" {
+				secrets = append(secrets, v.Name)
+			}
+		}
+		want := []string(nil)
+		if c.Name == "consumer" {
+			want = []string{"REDIS_PASSWORD"}
+		}
+		if diff := cmp.Diff(want, secrets); diff != "" {
+			t.Errorf("%s: variables from the Redis secret (-want +got):\n%s", c.Name, diff)
+		}
+	}
+}
+
+func TestOnlyScalerAndLogRelayHaveTheKubernetesToken(t *testing.T) {
+	for _, file := range valuesFiles(t) {
+		r := render(t, "ottoscaler", load(t, file))
+		for what, pod := range podSpecs(t, r) {
+			if auto := pod.Spec.AutomountServiceAccountToken; auto == nil || *auto {
+				t.Errorf("%s: %s mounts the token into every container", name(file), what)
+			}
+		}
+		pod := one[*appsv1.Deployment](t, r).Spec.Template
+		var holders []string
+		for _, c := range pod.Spec.Containers {
+			for _, m := range c.VolumeMounts {
+				if m.MountPath != tokenPath {
+					continue
+				}
+				holders = append(holders, c.Name)
+				if got, want := projectedPaths(t, pod.Spec, m.Name), []string{"token", "ca.crt", "namespace"}; !slices.Equal(got, want) {
+					t.Errorf("%s: %s finds %v there, want %v", name(file), c.Name, got, want)
+				}
+			}
+		}
+		if want := []string{"scaler", "log-relay"}; !slices.Equal(holders, want) {
+			t.Errorf("%s: the token is in %v, want %v", name(file), holders, want)
+		}
+	}
+}
+
+func projectedPaths(t *testing.T, spec corev1.PodSpec, volume string) (paths []string) {
+	t.Helper()
+	for _, v := range spec.Volumes {
+		if v.Name != volume {
+			continue
+		}
+		if v.Projected == nil {
+			t.Fatalf("volume %s is not projected", volume)
+		}
+		for _, s := range v.Projected.Sources {
+			switch {
+			case s.ServiceAccountToken != nil:
+				paths = append(paths, s.ServiceAccountToken.Path)
+			case s.ConfigMap != nil:
+				for _, item := range s.ConfigMap.Items {
+					paths = append(paths, item.Path)
+				}
+			case s.DownwardAPI != nil:
+				for _, item := range s.DownwardAPI.Items {
+					paths = append(paths, item.Path)
+				}
+			}
+		}
+	}
+	return paths
+}
+
+func TestWorkersRunUnderAnAccountThatMayDoNothing(t *testing.T) {
+	for _, file := range valuesFiles(t) {
+		r := render(t, "ottoscaler", load(t, file))
+		bound := map[string]bool{}
+		for _, b := range all[*rbacv1.RoleBinding](r) {
+			for _, s := range b.Subjects {
+				bound[s.Name] = true
+			}
+		}
+		accounts := map[string]bool{}
+		for _, a := range all[*corev1.ServiceAccount](r) {
+			accounts[a.Name] = true
+			if a.AutomountServiceAccountToken == nil || *a.AutomountServiceAccountToken {
+				t.Errorf("%s: account %s gives its token to every pod", name(file), a.Name)
+			}
+		}
+		for pool, p := range pools(t, r) {
+			account := p.Template.Spec.ServiceAccountName
+			if account == "own-account" { // a pool may bring its own
+				continue
+			}
+			if !accounts[account] || bound[account] {
+				t.Errorf("%s: workers of pool %s run as %q (made by the chart: %t, has a role: %t)",
+					name(file), pool, account, accounts[account], bound[account])
+			}
+		}
+	}
+}
+
+// The exact list, so that a permission is never added in passing.
+func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
+	r := render(t, "ottoscaler", load(t, "../../charts/ottoscaler/values-jinwoo.yaml"))
+	var got []string
+	for _, rule := range rules(t, r) {
+		for _, resource := range rule.Resources {
+			for _, group := range rule.APIGroups {
+				for _, verb := range rule.Verbs {
+					got = append(got, strings.TrimPrefix(group+"/"+resource+" "+verb, "/"))
+				}
+			}
+		}
+	}
+	want := []string{
+		"pods create", "pods get", "pods list", "pods watch", "pods patch", "pods delete",
+		"pods/log get",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("permissions (-want +got):\n%s", diff)
+	}
+	for _, object := range r.objects {
+		switch object.(type) {
+		case *rbacv1.ClusterRole, *rbacv1.ClusterRoleBinding:
+			t.Errorf("%s reaches past the namespace", object.GetName())
+		}
+		if object.GetNamespace() != namespace {
+			t.Errorf("%T %s is in namespace %q", object, object.GetName(), object.GetNamespace())
+		}
+	}
+}
+
+func TestMainPodIsNotSelectedByItsWorkersOrHook(t *testing.T) {
+	r := render(t, "ottoscaler", load(t, "testdata/everything.yaml"))
+	d := one[*appsv1.Deployment](t, r)
+	matches := func(labels map[string]string) bool {
+		for k, v := range d.Spec.Selector.MatchLabels {
+			if labels[k] != v {
+				return false
+			}
+		}
+		return true
+	}
+	if !matches(d.Spec.Template.Labels) {
+		t.Error("the Deployment does not select its own pod")
+	}
+	if job := one[*batchv1.Job](t, r); matches(job.Spec.Template.Labels) {
+		t.Error("the Deployment would adopt the pod of the hook")
+	}
+	worker := map[string]string{
+		"app.kubernetes.io/managed-by": "ottoscaler", "app.kubernetes.io/component": "worker",
+		"app.kubernetes.io/instance": "ottoscaler", "app.kubernetes.io/name": "ottoscaler",
+	}
+	if matches(worker) {
+		t.Error("the Deployment would adopt a worker")
+	}
+}
