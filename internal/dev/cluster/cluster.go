@@ -1,0 +1,269 @@
+// Package cluster gives tests, the demo and developers a Kubernetes cluster to
+// work on: one built from source by test/cluster, one of kind, or the one that
+// the user's kubeconfig points to, which is only ever used when asked for.
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// Kind says where a cluster comes from; the CLUSTER variable selects it.
+type Kind string
+
+const (
+	// Auto is kind where a Docker engine runs and the node image can be had, and
+	// Source elsewhere.
+	Auto Kind = ""
+	// Source is a real Kubernetes built from its Go modules (test/cluster).
+	Source Kind = "source"
+	// InDocker is kind, in a Docker engine.
+	InDocker Kind = "kind"
+	// Current is whatever the user's kubeconfig points to.
+	Current Kind = "current"
+)
+
+// Options say which cluster is wanted.
+type Options struct {
+	// Kind says where it comes from.
+	Kind Kind
+	// Name tells clusters on one machine apart.
+	Name string
+	// Nodes is the number of real nodes; 0 is a control plane alone.
+	Nodes int
+	// FakeNodes is the number of kwok nodes, which run no containers, instead of
+	// real ones. Only from source.
+	FakeNodes int
+	// Root is the top of the source tree.
+	Root string
+	// Output receives the progress of whatever takes long.
+	Output io.Writer
+}
+
+// Cluster is a running cluster.
+type Cluster struct {
+	// Kind says where it came from; never Auto.
+	Kind Kind
+	// Kubeconfig is the path of a file that leads to it.
+	Kubeconfig string
+	// HostAddr is the address at which its pods reach this machine, or empty when
+	// that is not known (Current).
+	HostAddr string
+
+	kubectl string // empty: the one on PATH
+	opts    Options
+}
+
+// KindFromEnv reads the CLUSTER variable.
+func KindFromEnv() (Kind, error) {
+	switch k := Kind(os.Getenv("CLUSTER")); k {
+	case Auto, Source, InDocker, Current:
+		return k, nil
+	default:
+		return "", fmt.Errorf("CLUSTER=%s: want source, kind or current", k)
+	}
+}
+
+// Up returns a running cluster: it makes one, or finds the one of that name.
+func Up(ctx context.Context, opts Options) (*Cluster, error) {
+	c := &Cluster{Kind: opts.Kind, opts: opts}
+	switch opts.Kind {
+	case Current:
+		return c, c.useCurrent()
+	case InDocker:
+		return c, c.kindUp(ctx)
+	case Source:
+		return c, c.sourceUp(ctx)
+	}
+	if opts.FakeNodes == 0 && opts.Nodes > 0 && exec.CommandContext(ctx, "docker", "info").Run() == nil {
+		c.Kind = InDocker
+		err := c.kindUp(ctx)
+		if err == nil {
+			return c, nil
+		}
+		fmt.Fprintf(opts.Output, "kind gives no cluster here (%v); building one from source\n", err)
+	}
+	c.Kind = Source
+	return c, c.sourceUp(ctx)
+}
+
+// Load makes image archives known to every node.
+func (c *Cluster) Load(ctx context.Context, archives ...string) error {
+	switch c.Kind {
+	case Source:
+		return c.source(ctx, nil, append([]string{"load"}, archives...)...)
+	case InDocker:
+		for _, archive := range archives {
+			if err := c.kind(ctx, nil, "load", "image-archive", archive); err != nil {
+				return err
+			}
+		}
+		return nil
+	default:
+		return errors.New("loading images into the current cluster: push them where its nodes can pull them, and name them by OTTOSCALER_IMAGE and OTTO_AGENT_IMAGE")
+	}
+}
+
+// Down removes the cluster, but never the user's own.
+func (c *Cluster) Down(ctx context.Context) error {
+	switch c.Kind {
+	case Source:
+		return c.source(ctx, nil, "down")
+	case InDocker:
+		return c.kind(ctx, nil, "delete", "cluster")
+	default:
+		return nil
+	}
+}
+
+// Remove removes the cluster that an Up with the same options made, if there is one.
+func Remove(ctx context.Context, opts Options) error {
+	var errs []error
+	if opts.Kind == Source || opts.Kind == Auto {
+		errs = append(errs, (&Cluster{Kind: Source, opts: opts}).Down(ctx))
+	}
+	if opts.Kind == InDocker || opts.Kind == Auto && exec.CommandContext(ctx, "docker", "info").Run() == nil {
+		errs = append(errs, (&Cluster{Kind: InDocker, opts: opts}).Down(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Cluster) useCurrent() error {
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	cfg, err := rules.Load()
+	if err != nil {
+		return fmt.Errorf("reading the current kubeconfig: %w", err)
+	}
+	if cfg.CurrentContext == "" {
+		return errors.New("CLUSTER=current, but the kubeconfig has no current context: set KUBECONFIG or run kubectl config use-context")
+	}
+	c.Kubeconfig = os.Getenv("KUBECONFIG")
+	if c.Kubeconfig == "" {
+		c.Kubeconfig = clientcmd.RecommendedHomeFile
+	}
+	if c.HostAddr = os.Getenv("HOST_ADDR"); c.HostAddr == "" {
+		return errors.New("CLUSTER=current needs HOST_ADDR, the address of this machine at which the cluster's pods reach it")
+	}
+	return nil
+}
+
+// sourceUp runs the cluster command of test/cluster. It is a module of its own,
+// so that Kubernetes never enters the product's import graph.
+func (c *Cluster) sourceUp(ctx context.Context) error {
+	args := []string{"up", "--nodes", strconv.Itoa(c.opts.Nodes)}
+	if c.opts.FakeNodes > 0 {
+		args = []string{"up", "--kwok", strconv.Itoa(c.opts.FakeNodes)}
+	}
+	if err := c.source(ctx, nil, args...); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	if err := c.source(ctx, &out, "status", "--json"); err != nil {
+		return err
+	}
+	var status struct {
+		Kubeconfig string `json:"kubeconfig"`
+		Kubectl    string `json:"kubectl"`
+		HostIP     string `json:"host_ip"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &status); err != nil {
+		return fmt.Errorf("reading the status of cluster %s: %w", c.opts.Name, err)
+	}
+	c.Kubeconfig, c.kubectl, c.HostAddr = status.Kubeconfig, status.Kubectl, status.HostIP
+	return nil
+}
+
+func (c *Cluster) source(ctx context.Context, out io.Writer, args ...string) error {
+	args = append([]string{"-C", filepath.Join(c.opts.Root, "test/cluster"), "run", ".", "--name", c.opts.Name}, args...)
+	return c.run(ctx, out, "go", args...)
+}
+
+func (c *Cluster) kindUp(ctx context.Context) error {
+	name := c.opts.Name
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return fmt.Errorf("finding the cache folder: %w", err)
+	}
+	c.Kubeconfig = filepath.Join(dir, "ottoscaler", "kind", name+".kubeconfig")
+	if err := os.MkdirAll(filepath.Dir(c.Kubeconfig), 0o700); err != nil {
+		return fmt.Errorf("making room for the kubeconfig: %w", err)
+	}
+	var clusters bytes.Buffer
+	if err := c.run(ctx, &clusters, "go", "tool", "-modfile="+c.tool("kind"), "kind", "get", "clusters"); err != nil {
+		return err
+	}
+	if strings.Contains("\n"+clusters.String(), "\n"+name+"\n") {
+		err = c.kind(ctx, nil, "export", "kubeconfig", "--kubeconfig", c.Kubeconfig)
+	} else {
+		create := []string{"create", "cluster", "--wait", "3m", "--kubeconfig", c.Kubeconfig}
+		if image := os.Getenv("KIND_NODE_IMAGE"); image != "" {
+			create = append(create, "--image", image)
+		}
+		err = c.kind(ctx, nil, create...)
+	}
+	if err != nil {
+		return err
+	}
+	network := os.Getenv("KIND_EXPERIMENTAL_DOCKER_NETWORK")
+	if network == "" {
+		network = "kind"
+	}
+	var gateways bytes.Buffer
+	if err := c.run(ctx, &gateways, "docker", "network", "inspect", network, "--format", "{{range .IPAM.Config}}{{.Gateway}} {{end}}"); err != nil {
+		return err
+	}
+	for _, addr := range strings.Fields(gateways.String()) {
+		if !strings.Contains(addr, ":") { // the servers of tests and demo listen on IPv4
+			c.HostAddr = addr
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) kind(ctx context.Context, out io.Writer, args ...string) error {
+	return c.run(ctx, out, "go", append([]string{"tool", "-modfile=" + c.tool("kind"), "kind", "--name", c.opts.Name}, args...)...)
+}
+
+func (c *Cluster) tool(name string) string {
+	return filepath.Join(c.opts.Root, "tools", name, "go.mod")
+}
+
+// run executes a command; its output goes to out, or to the progress output.
+func (c *Cluster) run(ctx context.Context, out io.Writer, name string, args ...string) error {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = c.opts.Root
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = c.opts.Output, io.MultiWriter(c.opts.Output, &stderr)
+	if out != nil {
+		cmd.Stdout, cmd.Stderr = out, &stderr
+	}
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	if err := cmd.Run(); err != nil {
+		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+		return fmt.Errorf("running %s: %w: %s", strings.Join(append([]string{name}, args...), " "), err, lines[len(lines)-1])
+	}
+	return nil
+}
+
+// Kubectl returns the path of a kubectl for the cluster: its own, or the one on PATH.
+func (c *Cluster) Kubectl() (string, error) {
+	if c.kubectl != "" {
+		return c.kubectl, nil
+	}
+	path, err := exec.LookPath("kubectl")
+	if err != nil {
+		return "", fmt.Errorf("finding kubectl: %w: install it, or use CLUSTER=source, which has its own", err)
+	}
+	return path, nil
+}

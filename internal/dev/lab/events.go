@@ -1,0 +1,97 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent/publisher"
+)
+
+// Events is the producer's view of an installation: it sends events and reads results.
+type Events struct {
+	rdb     *goredis.Client
+	streams StreamNames
+}
+
+// Events returns the producer's view of the installation in a namespace; see [Streams].
+func (l *Lab) Events(namespace string) *Events {
+	return l.EventsOn(Streams(namespace))
+}
+
+// EventsOn returns the producer's view of the installation that uses the streams.
+func (l *Lab) EventsOn(streams StreamNames) *Events {
+	return &Events{rdb: l.Redis.Client(), streams: streams}
+}
+
+// Publish sends an event and returns its ID.
+func (e *Events) Publish(ctx context.Context, event scaleevent.Event) (string, error) {
+	return publisher.Publish(ctx, e.rdb, e.streams.Events, event)
+}
+
+// Send sends the fields of an event as they are, malformed or not.
+func (e *Events) Send(ctx context.Context, fields map[string]string) (string, error) {
+	return publisher.Send(ctx, e.rdb, e.streams.Events, fields)
+}
+
+// Await waits for the result of an event.
+func (e *Events) Await(ctx context.Context, id string) (scaleevent.Result, error) {
+	for last := "0"; ; {
+		entries, err := e.read(ctx, e.streams.Results, last)
+		if err != nil {
+			return scaleevent.Result{}, fmt.Errorf("waiting for the result of event %s: %w", id, err)
+		}
+		for _, entry := range entries {
+			last = entry.ID
+			if result := scaleevent.ParseResult(fields(entry)); result.EventID == id {
+				return result, nil
+			}
+		}
+	}
+}
+
+// AwaitDead waits for the dead letter of an event and returns its fields.
+func (e *Events) AwaitDead(ctx context.Context, id string) (map[string]string, error) {
+	for last := "0"; ; {
+		entries, err := e.read(ctx, e.streams.Dead, last)
+		if err != nil {
+			return nil, fmt.Errorf("waiting for the dead letter of event %s: %w", id, err)
+		}
+		for _, entry := range entries {
+			last = entry.ID
+			if letter := fields(entry); letter["dead_event_id"] == id {
+				return letter, nil
+			}
+		}
+	}
+}
+
+// read returns the entries behind last, once there are any.
+func (e *Events) read(ctx context.Context, stream, last string) ([]goredis.XMessage, error) {
+	for {
+		// A short block, because go-redis does not interrupt one when ctx ends.
+		res, err := e.rdb.XRead(ctx, &goredis.XReadArgs{Streams: []string{stream, last}, Block: time.Second}).Result()
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		if errors.Is(err, goredis.Nil) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading stream %s: %w", stream, err)
+		}
+		return res[0].Messages, nil
+	}
+}
+
+func fields(entry goredis.XMessage) map[string]string {
+	f := make(map[string]string, len(entry.Values))
+	for name, value := range entry.Values {
+		f[name] = fmt.Sprint(value)
+	}
+	return f
+}

@@ -1,0 +1,84 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ottoscaler/ottoscaler/internal/dev/image"
+	"github.com/ottoscaler/ottoscaler/internal/dev/release"
+)
+
+// Release is the name under which the chart is installed.
+const Release = "ottoscaler"
+
+// redisSecret holds the password of the lab's Redis in an installation's namespace.
+const redisSecret = "ottoscaler-redis"
+
+// LoadImages compiles the product and the sample agent, makes images of them
+// without a container engine, and loads them into the cluster.
+func (l *Lab) LoadImages(ctx context.Context) error {
+	dir := filepath.Join(l.Root, "build", "images")
+	product, agent := filepath.Join(dir, "ottoscaler.tar"), filepath.Join(dir, "otto-agent.tar")
+	if _, err := image.Ottoscaler(ctx, l.Root, ImageTag, product); err != nil {
+		return err
+	}
+	if _, err := image.Agent(ctx, l.Root, ImageTag, agent); err != nil {
+		return err
+	}
+	return l.Cluster.Load(ctx, product, agent)
+}
+
+// Installation returns the options that install the chart with values-jinwoo.yaml
+// in a namespace, on this lab's Redis and with the given log server.
+func (l *Lab) Installation(namespace, logServer string) release.Options {
+	host := l.Redis.Host
+	if l.Cluster.HostAddr != "" {
+		host = l.Cluster.HostAddr
+	}
+	chart := filepath.Join(l.Root, "charts", "ottoscaler")
+	streams := Streams(namespace)
+	return release.Options{
+		Kubeconfig: l.Cluster.Kubeconfig, Namespace: namespace, Name: Release, Chart: chart,
+		ValuesFiles: []string{filepath.Join(chart, "values-jinwoo.yaml")},
+		Set:         []string{"redis.existingSecret.name=" + redisSecret},
+		SetString: []string{
+			"image.tag=" + ImageTag,
+			"consumer.env.REDIS_HOST=" + host,
+			"consumer.env.REDIS_PORT=" + strconv.Itoa(l.Redis.Port),
+			"consumer.env.REDIS_STREAM=" + streams.Events,
+			"consumer.env.REDIS_RESULTS_STREAM=" + streams.Results,
+			"consumer.env.REDIS_DEAD_STREAM=" + streams.Dead,
+			"logRelay.env.LOG_SERVER_ADDR=" + logServer,
+		},
+		Timeout: 3 * time.Minute,
+	}
+}
+
+// Install installs the chart as [Lab.Installation] says and waits until the main
+// pod is ready.
+func (l *Lab) Install(ctx context.Context, namespace, logServer string) error {
+	secret := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: redisSecret},
+		StringData: map[string]string{"password": l.Redis.Password},
+	}
+	_, err := l.Core.Secrets(namespace).Create(ctx, secret, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		_, err = l.Core.Secrets(namespace).Update(ctx, secret, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return fmt.Errorf("storing the password of Redis: %w", err)
+	}
+	return release.Apply(ctx, l.Installation(namespace, logServer))
+}
+
+// Uninstall removes what Install made.
+func (l *Lab) Uninstall(namespace string) error {
+	return release.Remove(l.Installation(namespace, ""))
+}

@@ -1,0 +1,57 @@
+// Package pod names what Ottoscaler writes on worker pods. Kubernetes is its only
+// ledger: everything it knows about a worker is in these labels, annotations and
+// the finalizer, so that any container may die and read it all again.
+package pod
+
+// Labels of a worker pod. A value that is no valid label value is replaced by a
+// hash of it; the annotation of the same fact has it in full.
+const (
+	// LabelManagedBy is always [ManagedBy].
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	// LabelComponent is always [ComponentWorker].
+	LabelComponent = "app.kubernetes.io/component"
+	// LabelInstance is the ID of the installation that owns the worker.
+	LabelInstance = "app.kubernetes.io/instance"
+	// LabelPool is the worker template that the worker was made from.
+	LabelPool = "ottoscaler.dev/pool"
+	// LabelTask is the task that the worker belongs to.
+	LabelTask = "ottoscaler.dev/task"
+
+	// ManagedBy is the value of [LabelManagedBy].
+	ManagedBy = "ottoscaler"
+	// ComponentWorker is the value of [LabelComponent].
+	ComponentWorker = "worker"
+)
+
+// Annotations of a worker pod.
+const (
+	// AnnotationTaskID is the task that the worker belongs to.
+	AnnotationTaskID = "ottoscaler.dev/task-id"
+	// AnnotationEventID is the ID of the scale event that created the worker.
+	AnnotationEventID = "ottoscaler.dev/event-id"
+	// AnnotationEventIndex is the worker's number within its event, from 0.
+	AnnotationEventIndex = "ottoscaler.dev/event-index"
+	// AnnotationIdempotencyKey is the event's idempotency key, if it had one.
+	AnnotationIdempotencyKey = "ottoscaler.dev/idempotency-key"
+	// AnnotationScaledDownBy is the ID of the scale-down that chose the worker as
+	// a victim. It is written before the pod is deleted.
+	AnnotationScaledDownBy = "ottoscaler.dev/scaled-down-by"
+	// AnnotationScaledDownKey is the idempotency key of that scale-down, if it had one.
+	AnnotationScaledDownKey = "ottoscaler.dev/scaled-down-key"
+	// AnnotationTraceparent is the W3C trace context of the scale event.
+	AnnotationTraceparent = "ottoscaler.dev/traceparent"
+	// AnnotationFieldPrefix, followed by a field's name, is what the event said of
+	// its origin and rank (repository, commit_sha, triggered_by, reason, timestamp, priority).
+	AnnotationFieldPrefix = "ottoscaler.dev/"
+	// AnnotationMetaPrefix, followed by a field's name, is an unknown field of the event.
+	AnnotationMetaPrefix = "meta.ottoscaler.dev/"
+)
+
+// FinalizerLogs holds a worker pod until the log server has acknowledged its last
+// line and the events that touched it are settled, or the drain deadline passes.
+const FinalizerLogs = "ottoscaler.dev/logs"
+
+// Selector returns the label selector of all workers of one installation.
+func Selector(instance string) string {
+	return LabelManagedBy + "=" + ManagedBy + "," + LabelComponent + "=" + ComponentWorker + "," + LabelInstance + "=" + instance
+}

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
+	"github.com/ottoscaler/ottoscaler/internal/dev/report"
+	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+)
+
+// rawConcurrency is how many creates the bare client has under way at once: the
+// scaler's own bound.
+const rawConcurrency = 32
+
+// scale is a consumer and a scaler at work, with a watch on what they make.
+type scale struct {
+	*lab.Processes
+	events *lab.Events
+	pods   corev1client.PodInterface
+	seen   <-chan watch.Event
+	stop   func()
+}
+
+func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
+	ns, err := l.Namespace(ctx, "bench")
+	if err != nil {
+		return nil, err
+	}
+	p, err := l.Processes(ctx, filepath.Join(os.TempDir(), "ottoscaler-"+ns), ns, "127.0.0.1:1") // no relay, no log server
+	if err != nil {
+		return nil, err
+	}
+	s := &scale{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns)}
+	w, err := s.pods.Watch(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("watching workers: %w", err)
+	}
+	s.seen, s.stop = w.ResultChan(), w.Stop
+	if err := s.Start(lab.Consumer, lab.Scaler); err != nil {
+		return nil, err
+	}
+	return s, s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
+}
+
+func (s *scale) close() error {
+	s.stop()
+	return s.Stop(lab.Scaler, lab.Consumer)
+}
+
+// await returns once n further pods were seen to be created.
+func (s *scale) await(ctx context.Context, n int) error {
+	for n > 0 {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %d more pods: %w", n, ctx.Err())
+		case e, ok := <-s.seen:
+			if !ok {
+				return fmt.Errorf("the watch on the workers ended with %d to come", n)
+			}
+			if e.Type == watch.Added {
+				n--
+			}
+		}
+	}
+	return nil
+}
+
+// publish sends a scale-up of n workers.
+func (s *scale) publish(ctx context.Context, task string, n int) (string, error) {
+	return s.events.Publish(ctx, scaleevent.Event{Type: scaleevent.ScaleUp, TaskID: task, PodCount: &n})
+}
+
+// rawPod is the pod that the bare client creates: one that the scaler made, so
+// that both send the same bytes.
+func (s *scale) rawPod(ctx context.Context) (*corev1.Pod, error) {
+	list, err := s.pods.List(ctx, metav1.ListOptions{Limit: 1})
+	if err != nil || len(list.Items) == 0 {
+		return nil, fmt.Errorf("taking a worker as the model of the bare client's pods: %d found: %w", len(list.Items), err)
+	}
+	model := &list.Items[0]
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			GenerateName: "raw-", Annotations: model.Annotations,
+			Labels: map[string]string{pod.LabelManagedBy: "bench", pod.LabelTask: "raw"},
+		},
+		Spec: *model.Spec.DeepCopy(),
+	}, nil
+}
+
+// eventToCreate measures one event at a time on an idle system: from before XADD
+// to the moment at which a watch shows the pod. The bare client's figure is from
+// before its create call to the same moment.
+func eventToCreate(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err error) {
+	samples := 200
+	if quick {
+		samples = 40
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	s, err := newScale(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if _, err := s.publish(ctx, "warm-up", 1); err != nil {
+		return nil, err
+	}
+	if err := s.await(ctx, 1); err != nil {
+		return nil, err
+	}
+	model, err := s.rawPod(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ours, raw []time.Duration
+	for i := range samples { // in turn, so that both see the same noise
+		begin := time.Now()
+		if _, err := s.publish(ctx, fmt.Sprint("bench-", i), 1); err != nil {
+			return nil, err
+		}
+		if err := s.await(ctx, 1); err != nil {
+			return nil, err
+		}
+		ours = append(ours, time.Since(begin))
+
+		begin = time.Now()
+		if _, err := s.pods.Create(ctx, model, metav1.CreateOptions{}); err != nil {
+			return nil, fmt.Errorf("creating a bare pod: %w", err)
+		}
+		if err := s.await(ctx, 1); err != nil {
+			return nil, err
+		}
+		raw = append(raw, time.Since(begin))
+	}
+	row := func(name string, q float64) Row {
+		return Row{Name: "event to CREATE accepted, " + name, Unit: "ms", Value: report.Milliseconds(report.Quantile(ours, q)), Raw: report.Milliseconds(report.Quantile(raw, q))}
+	}
+	return []Row{row("p50", 0.5), row("p99", 0.99)}, nil
+}
+
+// burst measures many events at once: from before the first XADD until a watch
+// has shown every pod. The bare client creates as many pods with the scaler's
+// concurrency.
+func burst(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err error) {
+	events := 300
+	if quick {
+		events = 100
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	s, err := newScale(ctx, l)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+
+	begin := time.Now()
+	for i := range events {
+		if _, err := s.publish(ctx, fmt.Sprint("burst-", i), 1); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.await(ctx, events); err != nil {
+		return nil, err
+	}
+	ours := time.Since(begin)
+
+	model, err := s.rawPod(ctx)
+	if err != nil {
+		return nil, err
+	}
+	begin = time.Now()
+	creates, cctx := errgroup.WithContext(ctx)
+	creates.SetLimit(rawConcurrency)
+	for range events {
+		creates.Go(func() error {
+			_, err := s.pods.Create(cctx, model, metav1.CreateOptions{})
+			return err
+		})
+	}
+	if err := creates.Wait(); err != nil {
+		return nil, fmt.Errorf("creating bare pods: %w", err)
+	}
+	if err := s.await(ctx, events); err != nil {
+		return nil, err
+	}
+	raw := time.Since(begin)
+	rate := func(d time.Duration) float64 { return float64(events) / d.Seconds() }
+	return []Row{{Name: fmt.Sprintf("creates in a burst of %d events", events), Unit: "pods/s", Value: rate(ours), Raw: rate(raw)}}, nil
+}

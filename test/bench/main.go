@@ -1,0 +1,87 @@
+// Command bench measures the product beside the bare library or peer that does
+// the same work in the same run, because these machines are noisy and only the
+// ratio of the two means something. It prints a table and writes build/bench.json.
+//
+// ONLY=<pattern> selects rows by name; QUICK=1 takes fewer samples.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
+	"github.com/ottoscaler/ottoscaler/internal/dev/report"
+)
+
+// Row is one figure.
+type Row struct {
+	// Name of the figure.
+	Name string `json:"name"`
+	// Value is what the product does, in Unit.
+	Value float64 `json:"value"`
+	// Unit of Value and Raw.
+	Unit string `json:"unit"`
+	// Raw is what the bare library or peer does.
+	Raw float64 `json:"raw"`
+	// Ratio is Value/Raw.
+	Ratio float64 `json:"ratio"`
+}
+
+// measurement makes one or more rows.
+type measurement struct {
+	name string
+	run  func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
+}
+
+var measurements = []measurement{
+	{"event to CREATE", eventToCreate},
+	{"burst of creates", burst},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+
+	var rows []Row
+	for _, m := range measurements {
+		selected, err := report.Selected(os.Getenv("ONLY"), m.name)
+		if err != nil {
+			return err
+		}
+		if !selected {
+			continue
+		}
+		fmt.Fprintf(os.Stderr, "measuring: %s\n", m.name)
+		r, err := m.run(ctx, l, os.Getenv("QUICK") != "")
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.name, err)
+		}
+		rows = append(rows, r...)
+	}
+	for i := range rows {
+		if rows[i].Raw != 0 {
+			rows[i].Ratio = rows[i].Value / rows[i].Raw
+		}
+	}
+	header := []string{"NAME", "VALUE", "UNIT", "RAW", "RATIO"}
+	return report.Write(os.Stdout, filepath.Join("build", "bench.json"), header, rows, func(r Row) []string {
+		return []string{r.Name, fmt.Sprintf("%.1f", r.Value), r.Unit, fmt.Sprintf("%.1f", r.Raw), fmt.Sprintf("%.2f", r.Ratio)}
+	})
+}

@@ -1,0 +1,133 @@
+// Command chaos runs the kill matrix: it breaks one part of a running
+// installation at the worst moment, many times, and counts what was lost,
+// duplicated or reordered. It prints a table and writes build/chaos.json.
+//
+// ONLY=<pattern> selects rows by name; QUICK=1 makes fewer runs.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
+	"github.com/ottoscaler/ottoscaler/internal/dev/report"
+)
+
+// Row is one fault of the matrix.
+type Row struct {
+	// Name of the fault.
+	Name string `json:"name"`
+	// Runs is how often it was injected.
+	Runs int `json:"runs"`
+	// Lost, Duplicated and Reordered count effects over all runs.
+	Lost       int `json:"lost"`
+	Duplicated int `json:"duplicated"`
+	Reordered  int `json:"reordered"`
+	// RecoveryP50 and RecoveryMax are the times from the fault to the moment at
+	// which its event was settled, in milliseconds.
+	RecoveryP50 float64 `json:"recovery_ms_p50"`
+	RecoveryMax float64 `json:"recovery_ms_max"`
+}
+
+// harm is what one run of a fault did.
+type harm struct {
+	lost, duplicated, reordered int
+	recovery                    time.Duration
+}
+
+// fault is a row to be run.
+type fault struct {
+	name string
+	run  func(ctx context.Context, site *site, run int) (harm, error)
+}
+
+var matrix = []fault{
+	{"scaler killed between two creates", killBetweenCreates(lab.Scaler)},
+	{"consumer killed between two creates", killBetweenCreates(lab.Consumer)},
+	{"consumer and scaler killed between two creates", killBetweenCreates(lab.Consumer, lab.Scaler)},
+	{"scaler killed between two deletes", killBetweenDeletes(lab.Scaler)},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "chaos:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context) (err error) {
+	runs := 20
+	if os.Getenv("QUICK") != "" {
+		runs = 4
+	}
+	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+
+	var rows []Row
+	for _, f := range matrix {
+		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
+		if err != nil {
+			return err
+		}
+		if !selected {
+			continue
+		}
+		row, err := inject(ctx, l, f, runs)
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		rows = append(rows, row)
+	}
+	header := []string{"FAULT", "RUNS", "LOST", "DUPLICATED", "REORDERED", "RECOVERY P50", "MAX"}
+	return report.Write(os.Stdout, filepath.Join("build", "chaos.json"), header, rows, func(r Row) []string {
+		return []string{
+			r.Name, strconv.Itoa(r.Runs), strconv.Itoa(r.Lost), strconv.Itoa(r.Duplicated), strconv.Itoa(r.Reordered),
+			fmt.Sprintf("%.0f ms", r.RecoveryP50), fmt.Sprintf("%.0f ms", r.RecoveryMax),
+		}
+	})
+}
+
+// inject runs one fault of the matrix again and again, in a namespace of its own.
+func inject(ctx context.Context, l *lab.Lab, f fault, runs int) (row Row, err error) {
+	// A fault must never hang the matrix: each run has a minute.
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(runs+2)*time.Minute)
+	defer cancel()
+	s, err := newSite(ctx, l)
+	if err != nil {
+		return row, err
+	}
+	defer func() {
+		if cerr := s.close(); err == nil {
+			err = cerr
+		}
+	}()
+	row = Row{Name: f.name, Runs: runs}
+	var recoveries []time.Duration
+	for run := range runs {
+		h, err := f.run(ctx, s, run)
+		if err != nil {
+			return row, fmt.Errorf("run %d: %w", run+1, err)
+		}
+		row.Lost += h.lost
+		row.Duplicated += h.duplicated
+		row.Reordered += h.reordered
+		recoveries = append(recoveries, h.recovery)
+		fmt.Fprintf(os.Stderr, "%s: run %d of %d: lost %d, duplicated %d, recovered in %v\n",
+			f.name, run+1, runs, h.lost, h.duplicated, h.recovery.Round(time.Millisecond))
+	}
+	row.RecoveryP50 = report.Milliseconds(report.Quantile(recoveries, 0.5))
+	row.RecoveryMax = report.Milliseconds(report.Quantile(recoveries, 1))
+	return row, nil
+}
