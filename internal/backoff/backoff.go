@@ -30,7 +30,7 @@ func (p Policy) Pause(attempts int) time.Duration {
 	if doublings := max(attempts-1, 0); doublings < 32 && p.Initial<<doublings < p.Max {
 		pause = p.Initial << doublings
 	}
-	return pause/2 + rand.N(max(pause, 1)) //nolint:gosec // jitter needs no cryptography
+	return pause/2 + rand.N(max(pause, 1))
 }
 
 // Attempts yields one [Attempt] for each try, without end. It pauses between

@@ -142,11 +142,20 @@ func (s Settings) validate() error {
 }
 
 func newLogger(w io.Writer, s Settings) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: s.LogLevel}
+	opts := &slog.HandlerOptions{Level: s.LogLevel, ReplaceAttr: readableDuration}
 	if s.LogFormat == "text" || s.LogFormat == "auto" && isTerminal(w) {
 		return slog.New(slog.NewTextHandler(w, opts))
 	}
 	return slog.New(slog.NewJSONHandler(w, opts))
+}
+
+// readableDuration writes durations as "1.5s" in JSON too, instead of as nanoseconds
+// that do not say what they are.
+func readableDuration(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().Round(time.Microsecond).String())
+	}
+	return a
 }
 
 func isTerminal(w io.Writer) bool {

@@ -269,12 +269,18 @@ func (m *Memory[T]) stats() Stats {
 
 // All methods below are called with mu held, unless they say otherwise.
 
+// maxOpen is how many open items the queue asks for, as a multiple of its
+// subscribers' credits. Items behind another of their ordering key take no
+// subscriber's time, so the events of one stuck task must not keep those of all
+// others out; but they take memory.
+const maxOpen = 16
+
 // credit is how many more items the subscribers would take.
 func (m *Memory[T]) credit() int {
-	return max(0, m.credits-m.open.Len())
+	return max(0, min(m.credits-m.ready.Len()-m.leased, maxOpen*m.credits-m.open.Len()))
 }
 
-// creditMayHaveChanged is called after every change of credits and open.
+// creditMayHaveChanged is called after every change of what credit is made of.
 func (m *Memory[T]) creditMayHaveChanged() {
 	if m.creditChanged != nil && m.credit() != m.creditSeen {
 		close(m.creditChanged)
@@ -409,6 +415,7 @@ func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
 		e.rest = nil
 		m.makeReady(e)
 		m.dispatch()
+		m.creditMayHaveChanged()
 	})
 }
 

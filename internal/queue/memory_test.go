@@ -303,6 +303,31 @@ func TestAwaitCreditTellsWhenCreditShrinks(t *testing.T) {
 	step(-1, 0)
 }
 
+func TestAStuckKeyKeepsNobodyElseOutAndHasABound(t *testing.T) {
+	q := queue.NewMemory[string]()
+	p, s := produce(t, q), watch(t, q, 2, time.Hour)
+	stuck := 0
+	offerStuck := func() { stuck++; offer(t, p, fmt.Sprint("stuck-", stuck), "key") }
+	offerStuck()
+	if d := next(t, s); d.ID != "stuck-1" {
+		t.Fatalf("first lease: %s, want stuck-1", d.ID)
+	}
+	for stuck < 31 { // 16 times the two credits, less one
+		offerStuck()
+	}
+	if n, err := p.Credit(t.Context()); err != nil || n != 1 {
+		t.Errorf("credit beside 30 blocked items = %d (%v), want 1", n, err)
+	}
+	offerStuck()
+	if stats, err := q.Stats(t.Context()); err != nil || stats.Credits != 0 {
+		t.Errorf("credit beside 31 blocked items = %d (%v), want 0", stats.Credits, err)
+	}
+	offer(t, p, "other", "")
+	if d := next(t, s); d.ID != "other" {
+		t.Errorf("second lease: %s, want other", d.ID)
+	}
+}
+
 func TestMetricsTellTheQueuesState(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	q := queue.NewMemory[string](queue.WithMetrics(reg, "events"))
@@ -532,7 +557,7 @@ func (m *model) check(t *rapid.T) {
 	}
 	open := len(m.offered) - len(m.ended)
 	if got.Leased != len(m.leases) || got.Ready+got.Blocked+got.Leased != open || got.Unsettled != len(m.ended)-m.settled ||
-		got.Credits != max(0, modelCredits-open) {
+		got.Credits != max(0, min(modelCredits-got.Ready-got.Leased, 16*modelCredits-open)) {
 		t.Fatalf("statistics are %+v with %d open, %d leased, %d unsettled", got, open, len(m.leases), len(m.ended)-m.settled)
 	}
 }

@@ -473,11 +473,11 @@ func (f *fixture[T]) credit() {
 	f.creditBecomes(p, 3)
 	f.subscribe(2)
 	f.creditBecomes(p, 5)
-	f.offer(p, f.item(1, "k"), f.item(2, "k")) // one is leased, one blocked: both count
-	f.creditBecomes(p, 3)
-	f.resolve(one, f.next(one), queue.RetryAfter(time.Hour, "")) // so does one that rests
-	f.creditBecomes(p, 3)
-	f.must(p.Settle(f.ctx, "item-1"), "settling")
+	f.offer(p, f.item(1, "k"), f.item(2, "k")) // the second is blocked: nobody could take it
+	f.creditBecomes(p, 4)
+	f.resolve(one, f.next(one), queue.RetryAfter(time.Hour, "")) // nor one that rests
+	f.creditBecomes(p, 5)
+	f.must(p.Settle(f.ctx, "item-1"), "settling") // the second is not blocked any more
 	f.creditBecomes(p, 4)
 	f.must(one.Close(), "closing one subscription")
 	f.creditBecomes(p, 1)
