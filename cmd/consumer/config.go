@@ -1,0 +1,105 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
+)
+
+// Config is the environment of the consumer.
+type Config struct {
+	daemon.Settings
+
+	// RedisHost is the server that producers write to.
+	RedisHost string `split_words:"true" required:"true" desc:"host name or address of the Redis server"`
+	// RedisPort of the server.
+	RedisPort int `split_words:"true" default:"6379" desc:"port of the Redis server"`
+	// RedisUsername is empty for servers that know only a password.
+	RedisUsername string `split_words:"true" desc:"ACL user; empty for the default user"`
+	// RedisPassword is empty for servers without one.
+	RedisPassword string `split_words:"true" secret:"true" desc:"password of the user"`
+	// RedisDB is the number of the database.
+	RedisDB int `split_words:"true" default:"0" desc:"number of the database"`
+
+	// RedisStream is the key of the stream that events are read from.
+	RedisStream string `split_words:"true" default:"otto:scale:events" desc:"stream of scale events"`
+	// RedisResultsStream receives every outcome.
+	RedisResultsStream string `split_words:"true" default:"otto:scale:results" desc:"stream that outcomes are written to"`
+	// RedisDeadStream receives rejected events.
+	RedisDeadStream string `split_words:"true" default:"otto:scale:dead" desc:"stream that rejected events are written to"`
+	// RedisConsumerGroup is shared by the main pods of one installation, and by no
+	// other installation: each event goes to one of them.
+	RedisConsumerGroup string `split_words:"true" default:"ottoscaler" desc:"consumer group of this installation"`
+	// RedisConsumer must differ between the main pods of an installation. It should
+	// be the same after a restart, which then goes on at once where it ended.
+	RedisConsumer string `split_words:"true" desc:"name within the group; default: the host name"`
+
+	// ReclaimAfter must be longer than Redis is ever out of reach for one consumer
+	// only: the entries of one that is cut off are taken over, and act twice if it
+	// was at work on them. Entries of a consumer that is silent altogether are
+	// taken over after ten seconds, if that is less.
+	ReclaimAfter time.Duration `split_words:"true" default:"1m" desc:"how long an entry may be neglected before another consumer takes it over"`
+	// MaxEventBytes bounds the memory that one event takes, here and in the scaler.
+	MaxEventBytes int `split_words:"true" default:"262144" desc:"size of an entry beyond which it is rejected"`
+	// ResultsMaxLen bounds the results stream. A producer that looks for a result
+	// only after that many others does not find it.
+	ResultsMaxLen int64 `split_words:"true" default:"10000" desc:"how many results are kept, roughly"`
+
+	// QueueAddr must be on loopback: whoever reaches the queue may scale.
+	QueueAddr string `split_words:"true" default:"127.0.0.1:7070" desc:"loopback address that the queue listens on"`
+	// HealthAddr serves /healthz, /readyz, /metrics and grpc.health.v1.
+	HealthAddr string `split_words:"true" default:":8081" desc:"address of health checks and metrics"`
+	// DrainTimeout must be shorter than the pod's grace period.
+	DrainTimeout time.Duration `split_words:"true" default:"20s" desc:"how long to wait for outcomes when told to stop"`
+}
+
+// Limits of what makes sense.
+const (
+	minReclaimAfter  = time.Second
+	minMaxEventBytes = 1 << 10
+	maxMaxEventBytes = 1 << 20 // an event must fit a message of the queue, and a pod
+)
+
+// Validate implements [daemon.Config].
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	check(c.RedisHost != "", "REDIS_HOST is required: the host name or address of the Redis server")
+	check(c.RedisPort >= 1 && c.RedisPort <= 65535, "REDIS_PORT: %d is not from 1 to 65535", c.RedisPort)
+	check(c.RedisDB >= 0, "REDIS_DB: %d is negative", c.RedisDB)
+	check(c.RedisStream != "", "REDIS_STREAM is empty")
+	check(c.RedisConsumerGroup != "", "REDIS_CONSUMER_GROUP is empty")
+	check(c.RedisResultsStream != "" && c.RedisResultsStream != c.RedisStream,
+		"REDIS_RESULTS_STREAM: %q must be a key of its own", c.RedisResultsStream)
+	check(c.RedisDeadStream != "" && c.RedisDeadStream != c.RedisStream && c.RedisDeadStream != c.RedisResultsStream,
+		"REDIS_DEAD_STREAM: %q must be a key of its own", c.RedisDeadStream)
+	check(c.ReclaimAfter >= minReclaimAfter, "RECLAIM_AFTER: %s is less than %s", c.ReclaimAfter, minReclaimAfter)
+	check(c.MaxEventBytes >= minMaxEventBytes && c.MaxEventBytes <= maxMaxEventBytes,
+		"MAX_EVENT_BYTES: %d is not from %d to %d", c.MaxEventBytes, minMaxEventBytes, maxMaxEventBytes)
+	check(c.ResultsMaxLen >= 1, "RESULTS_MAX_LEN: %d is less than 1", c.ResultsMaxLen)
+	check(c.DrainTimeout >= 0, "DRAIN_TIMEOUT: %s is negative", c.DrainTimeout)
+	check(isLoopback(c.QueueAddr), "QUEUE_ADDR: %q is not a loopback address with a port, such as 127.0.0.1:7070: only containers of this pod may reach the queue", c.QueueAddr)
+	_, _, err := net.SplitHostPort(c.HealthAddr)
+	check(err == nil, "HEALTH_ADDR: %q is not an address with a port, such as :8081", c.HealthAddr)
+	return errors.Join(errs...)
+}
+
+func isLoopback(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || port == "" {
+		return false
+	}
+	if host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}

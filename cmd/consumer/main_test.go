@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
+	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
+	"github.com/ottoscaler/ottoscaler/internal/dev/redis/redistest"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent/publisher"
+)
+
+func valid() Config {
+	return Config{
+		RedisHost: "127.0.0.1", RedisPort: 6379,
+		RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead",
+		RedisConsumerGroup: "ottoscaler", RedisConsumer: "test",
+		ReclaimAfter: time.Minute, MaxEventBytes: 262144, ResultsMaxLen: 10000,
+		QueueAddr: "127.0.0.1:7070", HealthAddr: ":8081", DrainTimeout: 20 * time.Second,
+	}
+}
+
+func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
+	if err := valid().Validate(); err != nil {
+		t.Fatalf("a valid configuration: %v", err)
+	}
+	for name, spoil := range map[string]func(*Config){
+		"REDIS_HOST":           func(c *Config) { c.RedisHost = "" },
+		"REDIS_PORT":           func(c *Config) { c.RedisPort = 70000 },
+		"REDIS_DB":             func(c *Config) { c.RedisDB = -1 },
+		"REDIS_STREAM":         func(c *Config) { c.RedisStream = "" },
+		"REDIS_CONSUMER_GROUP": func(c *Config) { c.RedisConsumerGroup = "" },
+		"REDIS_RESULTS_STREAM": func(c *Config) { c.RedisResultsStream = c.RedisStream },
+		"REDIS_DEAD_STREAM":    func(c *Config) { c.RedisDeadStream = c.RedisResultsStream },
+		"RECLAIM_AFTER":        func(c *Config) { c.ReclaimAfter = time.Millisecond },
+		"MAX_EVENT_BYTES":      func(c *Config) { c.MaxEventBytes = 10 << 20 },
+		"RESULTS_MAX_LEN":      func(c *Config) { c.ResultsMaxLen = 0 },
+		"DRAIN_TIMEOUT":        func(c *Config) { c.DrainTimeout = -1 },
+		"HEALTH_ADDR":          func(c *Config) { c.HealthAddr = "8081" },
+		"QUEUE_ADDR":           func(c *Config) { c.QueueAddr = "0.0.0.0:7070" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := valid()
+			spoil(&c)
+			if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), name) || strings.Contains(err.Error(), "\n") {
+				t.Errorf("Validate() = %v, want one line that begins with %s", err, name)
+			}
+		})
+	}
+}
+
+func TestTheQueueListensOnLoopbackOnly(t *testing.T) {
+	for addr, want := range map[string]bool{
+		"127.0.0.1:7070": true, "127.8.8.8:1": true, "[::1]:7070": true, "localhost:7070": true,
+		":7070": false, "0.0.0.0:7070": false, "[::]:7070": false, "10.0.0.1:7070": false, "example.org:7070": false, "127.0.0.1": false, "127.0.0.1:": false,
+	} {
+		c := valid()
+		c.QueueAddr = addr
+		if got := c.Validate() == nil; got != want {
+			t.Errorf("QUEUE_ADDR=%s accepted: %t, want %t", addr, got, want)
+		}
+	}
+}
+
+func TestAMisconfiguredConsumerExitsWithTwoAndAllThatIsWrong(t *testing.T) {
+	for _, name := range []string{"REDIS_HOST", "QUEUE_ADDR", "REDIS_PORT"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("QUEUE_ADDR", "0.0.0.0:7070")
+	t.Setenv("REDIS_PORT", "many")
+	var stderr bytes.Buffer
+	if code := daemon.Main(&stderr, nil, run); code != 2 {
+		t.Errorf("exit code = %d, want 2", code)
+	}
+	for _, name := range []string{"REDIS_HOST", "QUEUE_ADDR", "REDIS_PORT"} {
+		if !strings.Contains(stderr.String(), name) {
+			t.Errorf("%s is not named in:\n%s", name, stderr.String())
+		}
+	}
+}
+
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nothing was written
+	return l.Addr().String()
+}
+
+func TestAPortThatIsTakenIsOneClearError(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() //nolint:errcheck // nothing was written
+	cfg := valid()
+	cfg.QueueAddr, cfg.HealthAddr = l.Addr().String(), freeAddr(t)
+	err = run(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "QUEUE_ADDR") {
+		t.Errorf("run() = %v, want an error about QUEUE_ADDR", err)
+	}
+	cfg.QueueAddr, cfg.HealthAddr = freeAddr(t), l.Addr().String()
+	if err := run(t.Context(), cfg, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "health") {
+		t.Errorf("run() = %v, want an error about health", err)
+	}
+}
+
+func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
+	server := redistest.ForTest(t, redis.Options{})
+	cfg := valid()
+	cfg.RedisPort, cfg.RedisPassword = server.Port, server.Password
+	cfg.QueueAddr, cfg.HealthAddr = freeAddr(t), freeAddr(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, nil))) }()
+
+	awaitReady(t, cfg.HealthAddr)
+	client, err := queuerpc.Dial(cfg.QueueAddr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // the server has ended then
+	serving, stopServing := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	release := make(chan struct{})
+	go func() {
+		served <- queue.Serve(serving, client.Events(), queue.SubscribeOptions{Name: "test", Credits: 4}, slog.New(slog.DiscardHandler),
+			func(_ context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+				<-release
+				return queue.Finish("did "+d.Value.TaskID, nil)
+			})
+	}()
+	rdb := server.Client()
+	id, err := publisher.Publish(t.Context(), rdb, cfg.RedisStream, scaleevent.Event{Type: scaleevent.ScaleUp, TaskID: "한진우"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitPending(t, rdb, cfg, 1)
+
+	cancel() // told to stop while the event is in work
+	time.Sleep(100 * time.Millisecond)
+	close(release)
+	if err := <-done; err != nil {
+		t.Errorf("run() = %v, want nil when told to stop", err)
+	}
+	stopServing()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	entries, err := rdb.XRange(t.Context(), cfg.RedisResultsStream, "-", "+").Result()
+	if err != nil || len(entries) != 1 || entries[0].Values["event_id"] != id || entries[0].Values["message"] != "did 한진우" {
+		t.Errorf("results = %v, %v", entries, err)
+	}
+	awaitPending(t, rdb, cfg, 0)
+}
+
+func awaitReady(t *testing.T, addr string) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		res, err := http.Get("http://" + addr + "/readyz")
+		if err != nil {
+			continue
+		}
+		if err := res.Body.Close(); err == nil && res.StatusCode == http.StatusOK {
+			return
+		}
+	}
+	t.Fatal("it does not become ready")
+}
+
+func awaitPending(t *testing.T, rdb *goredis.Client, cfg Config, want int64) {
+	t.Helper()
+	var got string
+	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		p, err := rdb.XPending(t.Context(), cfg.RedisStream, cfg.RedisConsumerGroup).Result()
+		if err == nil && p.Count == want {
+			return
+		}
+		got = fmt.Sprint(p, err)
+	}
+	t.Fatalf("pending = %s, want %d", got, want)
+}

@@ -1,0 +1,260 @@
+// Package stream is the Redis consumer group: it reads scale events, offers them
+// to the queue, and stores what became of them.
+//
+// Redis' pending-entries list (PEL) is the truth. An entry is in it from the
+// moment it is read until its outcome is stored, in one transaction with its
+// acknowledgement. A crash at any point therefore loses nothing; it leaves entries
+// in the PEL, which this consumer reads again when it starts, and which another
+// consumer takes over when this one does not come back. An entry may be delivered
+// again for that reason, and its result may be written twice if the reply to that
+// write was lost.
+//
+// A consumer reads only what the queue has credit for. One whose queue has no
+// subscriber is a standby: it reads nothing, and lets others have what it holds.
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+)
+
+// Config says what to read, as whom, and where results go. All fields are required.
+type Config struct {
+	// Stream is the key that events are read from.
+	Stream string
+	// Results is the key of the stream that every outcome is written to.
+	Results string
+	// Dead is the key of the stream that rejected events are written to.
+	Dead string
+	// Group is the consumer group. It is made if it does not exist, to begin with
+	// the first entry of the stream.
+	Group string
+	// Consumer is our name in the group. No one else may use it at the same time.
+	Consumer string
+	// ReclaimAfter is how long an entry may stay in the PEL without a sign of life
+	// from its consumer before another takes it over. Entries of a consumer that
+	// is silent altogether are taken over after 10 seconds, if that is less.
+	ReclaimAfter time.Duration
+	// MaxEventBytes is the size beyond which an entry is rejected unread.
+	MaxEventBytes int
+	// ResultsMaxLen is how many results are kept, roughly.
+	ResultsMaxLen int64
+	// DrainTimeout is how long Run waits for outcomes after it was told to stop.
+	DrainTimeout time.Duration
+}
+
+// Queue is what a consumer needs of the queue: its own way in, and whether there
+// is a way out.
+type Queue interface {
+	Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error)
+	Stats(ctx context.Context) (queue.Stats, error)
+}
+
+// A Consumer moves events from the stream to the queue and outcomes back. Make one
+// with [New]; [Consumer.Run] does the work.
+type Consumer struct {
+	cfg     Config
+	pace    pace
+	rdb     redis.UniversalClient // for everything that answers at once
+	reads   redis.UniversalClient // for reads that block, so that they hold up nothing else
+	queue   Queue
+	log     *slog.Logger
+	metrics *metrics
+	link    *link
+
+	// replay asks the reader to read our own pending entries again. It holds one
+	// request; a second one adds nothing.
+	replay chan struct{}
+
+	mu       sync.Mutex
+	inFlight map[string]*flight // what is in the queue, by entry ID; guarded by mu
+	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
+	lastRead string             // the highest entry ID that we have read; guarded by mu
+
+	// stoodBy is set when events were let go of, until the reader knows.
+	stoodBy atomic.Bool
+}
+
+// A flight is an event between its acceptance and its stored outcome.
+type flight struct {
+	event    scaleevent.Event
+	accepted time.Time
+	settling bool // its outcome is being stored; guarded by the consumer's mu
+}
+
+// maxInFlight bounds what we hold in memory, whatever the queue would take.
+const maxInFlight = 4096
+
+// pace is how often things are done. All of it follows from [Config.ReclaimAfter].
+type pace struct {
+	beat     time.Duration // between two signs of life
+	standby  time.Duration // without a subscriber, until we let go of what we hold
+	vanished time.Duration // without a sign of life, until a consumer counts as gone
+	refresh  time.Duration // an entry's idle time at which we say that we still have it
+	reclaim  time.Duration // between two looks for entries that nobody cares for
+}
+
+// paceFor keeps one order: a consumer lets go of what it holds before it counts as
+// gone, and says that it still has an entry before that may be reclaimed.
+func paceFor(reclaimAfter time.Duration) pace {
+	vanished := min(10*time.Second, reclaimAfter)
+	return pace{
+		beat:     vanished / 5,
+		standby:  vanished / 2,
+		vanished: vanished,
+		refresh:  reclaimAfter / 3,
+		reclaim:  reclaimAfter / 2,
+	}
+}
+
+// New returns a consumer that uses two clients of the same server, made by
+// [NewClient]: one for reads that block and one for everything else. The health
+// function hears nil when Redis answers and an error when it does not; it is
+// called on changes only. Metrics go to reg.
+func New(cfg Config, rdb, reads redis.UniversalClient, q Queue, health func(error), reg prometheus.Registerer, log *slog.Logger) *Consumer {
+	m := newMetrics(reg)
+	return &Consumer{
+		cfg:      cfg,
+		pace:     paceFor(cfg.ReclaimAfter),
+		rdb:      rdb,
+		reads:    reads,
+		queue:    q,
+		log:      log,
+		metrics:  m,
+		link:     newLink(log, health, m),
+		replay:   make(chan struct{}, 1),
+		inFlight: map[string]*flight{},
+		landed:   make(chan struct{}),
+	}
+}
+
+// settlers is how many outcomes are stored at the same time: more than one, so that
+// a round trip to Redis does not bound how many events pass in a second.
+const settlers = 8
+
+// Run consumes until ctx ends. Then it stops reading and stores outcomes for as
+// long as events are in flight and a subscriber has them, at most for the drain
+// timeout; what is in flight after that stays in the PEL. It returns nil when told
+// to stop, and an error only if the queue has ended before.
+func (c *Consumer) Run(ctx context.Context) error {
+	producer, err := c.queue.Produce(ctx, "stream/"+c.cfg.Consumer)
+	if err != nil {
+		return fmt.Errorf("opening the queue: %w", err)
+	}
+	// What is in flight is looked after until it has landed, so this outlives ctx.
+	settling, stopSettling := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopSettling()
+
+	intake, ctx := errgroup.WithContext(ctx)
+	intake.Go(func() error { return c.runReader(ctx, producer) })
+	intake.Go(func() error { return c.runReclaimer(ctx) })
+	intake.Go(func() error { return c.runSampler(ctx) })
+
+	outflow, settling := errgroup.WithContext(settling)
+	outflow.Go(func() error { return c.runPresence(settling, producer) })
+	for range settlers {
+		outflow.Go(func() error { return c.runSettler(settling, producer) })
+	}
+
+	err = intake.Wait()
+	if err == nil {
+		c.drain(settling)
+	}
+	stopSettling()
+	return errors.Join(err, outflow.Wait(), producer.Close())
+}
+
+// drain waits until nothing is in flight that could still land.
+func (c *Consumer) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.DrainTimeout)
+	defer cancel()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for {
+		n, landed := c.flying()
+		stats, err := c.queue.Stats(ctx)
+		// Without a subscriber and with every outcome stored, no more will come.
+		if n == 0 || err != nil || (stats.Subscribers == 0 && stats.Unsettled == 0) {
+			break
+		}
+		select {
+		case <-landed:
+		case <-look.C:
+		case <-ctx.Done():
+		}
+	}
+	if n, _ := c.flying(); n > 0 {
+		c.log.Info("leaving events for the next consumer", "events", n)
+	}
+}
+
+// flying returns how many events are in flight, and what is closed when one lands.
+func (c *Consumer) flying() (int, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.inFlight), c.landed
+}
+
+// takeOff puts an event in flight. It returns false if it is in flight already.
+func (c *Consumer) takeOff(id string, f *flight) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, flying := c.inFlight[id]; flying {
+		return false
+	}
+	c.inFlight[id] = f
+	return true
+}
+
+// look returns an event in flight, or nil.
+func (c *Consumer) look(id string) *flight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inFlight[id]
+}
+
+// land takes an event out of flight.
+func (c *Consumer) land(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, flying := c.inFlight[id]; !flying {
+		return
+	}
+	delete(c.inFlight, id)
+	close(c.landed)
+	c.landed = make(chan struct{})
+}
+
+// every calls f now and then once in each period, until ctx ends.
+func every(ctx context.Context, period time.Duration, f func()) {
+	ticker := time.NewTicker(period)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		f()
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// requestReplay has the reader read our own pending entries again, before it
+// reads new ones.
+func (c *Consumer) requestReplay() {
+	select {
+	case c.replay <- struct{}{}:
+	default: // it was asked already
+	}
+}
