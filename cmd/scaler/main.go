@@ -1,0 +1,137 @@
+// Command scaler carries out scale events: it leases them from the pod's queue and
+// creates and removes worker pods.
+//
+// It is configured by environment variables; see [Config]. Called as
+//
+//	scaler release-workers
+//
+// it removes all workers of the installation instead, and returns: the chart's
+// pre-delete hook.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/worker"
+)
+
+const releaseWorkers = "release-workers"
+
+func main() {
+	args := os.Args[1:]
+	if len(args) > 0 && args[0] == releaseWorkers {
+		os.Exit(daemon.Main(os.Stderr, args[1:], release))
+	}
+	os.Exit(daemon.Main(os.Stderr, args, run))
+}
+
+// run builds the route in the order data takes it, then waits. It returns nil when
+// told to stop.
+func run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	pods, err := podsClient(cfg, log)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	registry := daemon.NewRegistry()
+	health := daemon.NewHealth(registry)
+	health.Require(worker.PartKubernetes, worker.PartQueue, worker.PartPools)
+
+	pools, err := worker.LoadPoolFile(cfg.PoolsFile, cfg.OttoAgentImage, func(err error) { health.Report(worker.PartPools, err) }, log)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	client, err := queuerpc.Dial(cfg.QueueAddr)
+	if err != nil {
+		return daemon.Misconfigured(fmt.Errorf("QUEUE_ADDR: %w", err))
+	}
+	manager, err := worker.New(worker.Options{
+		Pods:            pods,
+		Namespace:       cfg.Namespace,
+		Instance:        cfg.InstanceID,
+		LogDrainTimeout: cfg.LogDrainTimeout,
+		Pools:           pools,
+		Events:          client.Events(),
+		Workers:         client.Workers(),
+		Registerer:      registry,
+		Report:          health.Report,
+		Log:             log,
+	})
+	if err != nil {
+		return err
+	}
+
+	// The manager outlives the events: the last of them still wait for its cache.
+	managerCtx, stopManager := context.WithCancel(context.WithoutCancel(ctx))
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return health.Run(ctx, cfg.HealthAddr) })
+	group.Go(func() error { return pools.Run(ctx) })
+	group.Go(func() error { return manager.Run(managerCtx) })
+	group.Go(func() error {
+		defer stopManager()
+		if err := manager.Synced(ctx); err != nil {
+			return nil // told to stop before it began
+		}
+		log.InfoContext(ctx, "ready to scale", "namespace", cfg.Namespace, "instance", cfg.InstanceID, "pools", pools.Current().Names())
+		manager.CheckPools(ctx)
+		return queue.Serve(ctx, client.Events(), queue.SubscribeOptions{
+			Name:         "scaler",
+			Credits:      cfg.EventConcurrency,
+			DrainTimeout: cfg.DrainTimeout,
+		}, log, manager.Scale)
+	})
+	err = group.Wait()
+	stopManager()
+	if closeErr := client.Close(); err == nil && closeErr != nil {
+		return fmt.Errorf("closing the queue: %w", closeErr)
+	}
+	return err
+}
+
+// release is the chart's pre-delete hook.
+func release(ctx context.Context, cfg Config, log *slog.Logger) error {
+	pods, err := podsClient(cfg, log)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	return worker.ReleaseAll(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseTimeout, log)
+}
+
+// podsClient returns a client of the cluster that KUBECONFIG names, else of the
+// one that the pod runs in.
+func podsClient(cfg Config, log *slog.Logger) (corev1client.PodsGetter, error) {
+	klog.SetSlogLogger(log)
+	var config *rest.Config
+	var err error
+	if cfg.Kubeconfig != "" {
+		config, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
+			&clientcmd.ClientConfigLoadingRules{Precedence: []string{cfg.Kubeconfig}}, nil).ClientConfig()
+	} else if config, err = rest.InClusterConfig(); err != nil {
+		err = fmt.Errorf("%w (outside of a cluster, set KUBECONFIG)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("finding the cluster: %w", err)
+	}
+	config.UserAgent = "ottoscaler-scaler/" + daemon.Version()
+	// The limit of five calls a second is from before the API server had fairness
+	// of its own.
+	config.QPS = -1
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
+	client, err := corev1client.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("making a client of the cluster: %w", err)
+	}
+	return client, nil
+}

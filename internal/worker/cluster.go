@@ -1,0 +1,445 @@
+package worker
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/ottoscaler/ottoscaler/internal/pod"
+)
+
+const (
+	// writeTimeout bounds one call. A write goes on when the event's lease ends:
+	// the answer to it tells the next delivery more than a broken call would.
+	writeTimeout = 15 * time.Second
+	// seenTimeout bounds the wait for the cache to show our own writes. It takes
+	// milliseconds unless the watch is broken.
+	seenTimeout = 10 * time.Second
+	// maxWrites bounds how many writes are under way at once. The API server has
+	// fairness of its own, and answers 429 when that is too much for it.
+	maxWrites = 128
+)
+
+// errCacheBehind says that the cache does not show our own writes yet.
+var errCacheBehind = errors.New("the watch on pods is behind: it does not show what was just written")
+
+// Indexes of the cache.
+const (
+	byPool  = "pool"
+	byTask  = "task"  // pool and task
+	byEvent = "event" // the event that created the worker
+	byKey   = "key"   // idempotency keys of the events that created or removed it
+)
+
+var indexers = cache.Indexers{
+	byPool: index(func(p *corev1.Pod) []string { return []string{p.Labels[pod.LabelPool]} }),
+	byTask: index(func(p *corev1.Pod) []string {
+		return []string{taskKey(p.Labels[pod.LabelPool], p.Annotations[pod.AnnotationTaskID])}
+	}),
+	byEvent: index(func(p *corev1.Pod) []string { return []string{p.Annotations[pod.AnnotationEventID]} }),
+	byKey: index(func(p *corev1.Pod) []string {
+		return slices.DeleteFunc([]string{
+			p.Annotations[pod.AnnotationIdempotencyKey],
+			p.Annotations[pod.AnnotationScaledDownKey],
+		}, func(key string) bool { return key == "" })
+	}),
+}
+
+func index(of func(p *corev1.Pod) []string) cache.IndexFunc {
+	return func(obj any) ([]string, error) {
+		p, ok := obj.(*corev1.Pod)
+		if !ok {
+			return nil, fmt.Errorf("indexing pods: found a %T", obj)
+		}
+		return of(p), nil
+	}
+}
+
+func taskKey(pool, task string) string { return pool + "/" + task }
+
+// A ref identifies a worker. The UID tells it from a later pod of that name.
+type ref struct {
+	name string
+	uid  types.UID
+}
+
+func refOf(p *corev1.Pod) ref { return ref{name: p.Name, uid: p.UID} }
+
+// A scope is what an event is about: a task in a pool, or the whole pool.
+type scope struct {
+	pool, task string
+}
+
+// cluster is the API server: one informer to read from, and the calls that write.
+// Cached pods are read-only.
+type cluster struct {
+	client    corev1client.PodInterface
+	selector  string
+	namespace string
+	instance  string
+	informer  cache.SharedIndexInformer
+	writes    chan struct{} // one element for each write under way
+
+	mu      sync.Mutex
+	waiters map[string]map[*waiter]struct{} // by pod name; guarded by mu
+}
+
+type waiter struct {
+	cond func(*corev1.Pod) bool // nil: there is no such pod
+	done chan struct{}
+	once sync.Once
+}
+
+// newCluster starts nothing. Report is told about every list and watch: nil when
+// it worked. Changed is told about every change of a worker, in order; it must be
+// quick.
+func newCluster(client corev1client.PodsGetter, namespace, instance string, report func(error), changed func(ref)) (*cluster, error) {
+	c := &cluster{
+		client:    client.Pods(namespace),
+		selector:  pod.Selector(instance),
+		namespace: namespace,
+		instance:  instance,
+		writes:    make(chan struct{}, maxWrites),
+		waiters:   make(map[string]map[*waiter]struct{}),
+	}
+	listWatch := &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
+			opts.LabelSelector = c.selector
+			list, err := c.client.List(ctx, opts)
+			report(err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
+			opts.LabelSelector = c.selector
+			w, err := c.client.Watch(ctx, opts)
+			report(err)
+			return w, err
+		},
+	}
+	c.informer = cache.NewSharedIndexInformer(listWatch, &corev1.Pod{}, 0, indexers)
+	return c, errors.Join(
+		c.informer.SetTransform(forgetManagedFields),
+		// Report knows already; the reflector would only log it once more.
+		c.informer.SetWatchErrorHandlerWithContext(func(context.Context, *cache.Reflector, error) {}),
+		c.handle(changed),
+	)
+}
+
+func (c *cluster) handle(changed func(ref)) error {
+	update := func(obj any) {
+		if p, ok := obj.(*corev1.Pod); ok {
+			c.notify(p.Name, p)
+			changed(refOf(p))
+		}
+	}
+	_, err := c.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: update,
+		UpdateFunc: func(before, after any) {
+			// A worker that was deleted and made again between two lists arrives
+			// as an update; the old one has to be let go of as well.
+			was, ok := before.(*corev1.Pod)
+			if is, same := after.(*corev1.Pod); ok && same && was.UID != is.UID {
+				changed(refOf(was))
+			}
+			update(after)
+		},
+		DeleteFunc: func(obj any) {
+			// After a broken watch, the last state is all that is known of the pod.
+			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+				obj = gone.Obj
+			}
+			if p, ok := obj.(*corev1.Pod); ok {
+				c.notify(p.Name, nil)
+				changed(refOf(p))
+			}
+		},
+	})
+	return err
+}
+
+// forgetManagedFields halves the memory of the cache; nothing here reads them.
+func forgetManagedFields(obj any) (any, error) {
+	if p, ok := obj.(*corev1.Pod); ok {
+		p.ManagedFields = nil
+	}
+	return obj, nil
+}
+
+// Run keeps the cache up to date until ctx is done.
+func (c *cluster) run(ctx context.Context) { c.informer.RunWithContext(ctx) }
+
+// synced blocks until the cache has been filled once.
+func (c *cluster) synced(ctx context.Context) error {
+	if !cache.WaitForCacheSync(ctx.Done(), c.informer.HasSynced) {
+		return ctx.Err()
+	}
+	return nil
+}
+
+// get returns the cached pod of that name, or nil.
+func (c *cluster) get(name string) *corev1.Pod {
+	obj, _, err := c.informer.GetStore().GetByKey(c.namespace + "/" + name)
+	if err != nil {
+		return nil // only a store without a key function errs
+	}
+	if p, ok := obj.(*corev1.Pod); ok {
+		return p
+	}
+	return nil
+}
+
+// all returns every cached worker.
+func (c *cluster) all() []*corev1.Pod { return podsOf(c.informer.GetStore().List()) }
+
+// indexed returns the cached workers with that value in an index.
+func (c *cluster) indexed(index, value string) []*corev1.Pod {
+	objs, err := c.informer.GetIndexer().ByIndex(index, value)
+	if err != nil {
+		panic("worker: " + err.Error()) // the index is not in indexers
+	}
+	return podsOf(objs)
+}
+
+// seen returns the cached workers of a scope.
+func (c *cluster) seen(s scope) []*corev1.Pod {
+	if s.task == "" {
+		return c.indexed(byPool, s.pool)
+	}
+	return c.indexed(byTask, taskKey(s.pool, s.task))
+}
+
+func podsOf(objs []any) []*corev1.Pod {
+	pods := make([]*corev1.Pod, 0, len(objs))
+	for _, obj := range objs {
+		if p, ok := obj.(*corev1.Pod); ok {
+			pods = append(pods, p)
+		}
+	}
+	return pods
+}
+
+// list asks the API server itself for the workers of a scope: what it returns is
+// no older than the call, which the cache cannot promise.
+func (c *cluster) list(ctx context.Context, s scope) ([]*corev1.Pod, error) {
+	wanted := labels.Set{pod.LabelPool: s.pool}
+	if s.task != "" {
+		wanted[pod.LabelTask] = pod.LabelValue(s.task)
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	list, err := c.client.List(ctx, metav1.ListOptions{LabelSelector: c.selector + "," + wanted.String()})
+	if err != nil {
+		return nil, fmt.Errorf("listing workers of pool %s: %w", s.pool, err)
+	}
+	pods := make([]*corev1.Pod, 0, len(list.Items))
+	for i := range list.Items {
+		pods = append(pods, &list.Items[i])
+	}
+	return pods, nil
+}
+
+// listAll asks the API server itself for all workers.
+func (c *cluster) listAll(ctx context.Context) ([]corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	list, err := c.client.List(ctx, metav1.ListOptions{LabelSelector: c.selector})
+	if err != nil {
+		return nil, fmt.Errorf("listing workers: %w", err)
+	}
+	return list.Items, nil
+}
+
+// write runs one call that changes something. It is not cut off by the end of
+// ctx, but does not begin after it either.
+func (c *cluster) write(ctx context.Context, call func(ctx context.Context) error) error {
+	select {
+	case c.writes <- struct{}{}:
+		defer func() { <-c.writes }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	defer cancel()
+	return call(ctx)
+}
+
+// create creates a pod. Where its name is taken, it returns the pod that has it,
+// and false.
+func (c *cluster) create(ctx context.Context, p *corev1.Pod) (_ *corev1.Pod, created bool, err error) {
+	var made *corev1.Pod
+	err = c.write(ctx, func(ctx context.Context) (err error) {
+		made, err = c.client.Create(ctx, p, metav1.CreateOptions{})
+		if !apierrors.IsAlreadyExists(err) {
+			created = err == nil
+			return err
+		}
+		made, err = c.client.Get(ctx, p.Name, metav1.GetOptions{})
+		return err
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("creating pod %s: %w", p.Name, err)
+	}
+	return made, created, nil
+}
+
+// dryRun has the API server check a pod without creating it.
+func (c *cluster) dryRun(ctx context.Context, p *corev1.Pod) error {
+	return c.write(ctx, func(ctx context.Context) error {
+		_, err := c.client.Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err
+	})
+}
+
+// annotate adds annotations to the pod as it was seen: it fails with a conflict
+// if the pod has changed since.
+func (c *cluster) annotate(ctx context.Context, p *corev1.Pod, annotations map[string]string) (*corev1.Pod, error) {
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid":             p.UID,
+		"resourceVersion": p.ResourceVersion,
+		"annotations":     annotations,
+	}})
+	if err != nil {
+		return nil, fmt.Errorf("annotating pod %s: %w", p.Name, err)
+	}
+	var patched *corev1.Pod
+	err = c.write(ctx, func(ctx context.Context) (err error) {
+		patched, err = c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("annotating pod %s: %w", p.Name, err)
+	}
+	return patched, nil
+}
+
+// fetch asks the API server itself for a pod, or returns nil.
+func (c *cluster) fetch(ctx context.Context, name string) (*corev1.Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	p, err := c.client.Get(ctx, name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, nil // no pod is an answer, not an error
+	case err != nil:
+		return nil, fmt.Errorf("reading pod %s: %w", name, err)
+	}
+	return p, nil
+}
+
+// remove deletes a worker with the grace of its template. It is no error if that
+// very pod is gone.
+func (c *cluster) remove(ctx context.Context, r ref) error {
+	err := c.write(ctx, func(ctx context.Context) error {
+		return c.client.Delete(ctx, r.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &r.uid}})
+	})
+	// A conflict means that another pod has the name.
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {
+		return fmt.Errorf("deleting pod %s: %w", r.name, err)
+	}
+	return nil
+}
+
+// release takes our finalizer off the pod as it was seen. It fails with errChanged
+// if the pod has changed since, and returns nil if that very pod is gone.
+func (c *cluster) release(ctx context.Context, p *corev1.Pod) error {
+	rest := slices.DeleteFunc(slices.Clone(p.Finalizers), func(f string) bool { return f == pod.FinalizerLogs })
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/metadata/uid", "value": p.UID},
+		{"op": "test", "path": "/metadata/resourceVersion", "value": p.ResourceVersion},
+		{"op": "replace", "path": "/metadata/finalizers", "value": rest},
+	})
+	if err != nil {
+		return fmt.Errorf("releasing pod %s: %w", p.Name, err)
+	}
+	err = c.write(ctx, func(ctx context.Context) error {
+		_, err := c.client.Patch(ctx, p.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+		return err
+	})
+	switch {
+	case err == nil, apierrors.IsNotFound(err):
+		return nil
+	case apierrors.IsInvalid(err), apierrors.IsConflict(err): // what a failed test is
+		return fmt.Errorf("releasing pod %s: %w", p.Name, errChanged)
+	default:
+		return fmt.Errorf("releasing pod %s: %w", p.Name, err)
+	}
+}
+
+// errChanged says that a pod is not as the cache shows it any more.
+var errChanged = errors.New("the pod has changed since it was seen")
+
+// expect returns a channel that is closed once the cache shows of the pod what
+// cond wants; cond is given nil when there is no such pod.
+func (c *cluster) expect(name string, cond func(*corev1.Pod) bool) (done <-chan struct{}, cancel func()) {
+	w := &waiter{cond: cond, done: make(chan struct{})}
+	c.mu.Lock()
+	if c.waiters[name] == nil {
+		c.waiters[name] = make(map[*waiter]struct{})
+	}
+	c.waiters[name][w] = struct{}{}
+	c.mu.Unlock()
+	w.check(c.get(name)) // only now, or a change in between would be missed
+	return w.done, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.waiters[name], w)
+		if len(c.waiters[name]) == 0 {
+			delete(c.waiters, name)
+		}
+	}
+}
+
+func (w *waiter) check(p *corev1.Pod) {
+	if w.cond(p) {
+		w.once.Do(func() { close(w.done) })
+	}
+}
+
+func (c *cluster) notify(name string, p *corev1.Pod) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for w := range c.waiters[name] {
+		w.check(p)
+	}
+}
+
+// awaitSeen blocks until the cache shows of each pod what cond wants of it.
+//
+// A verdict must not be given before: the next event of the task is planned from
+// the cache, and would count workers that are on their way out, or miss those
+// that are on their way in.
+func (c *cluster) awaitSeen(ctx context.Context, pods []*corev1.Pod, cond func(wrote, seen *corev1.Pod) bool) error {
+	timeout := time.NewTimer(seenTimeout)
+	defer timeout.Stop()
+	for _, wrote := range pods {
+		done, cancel := c.expect(wrote.Name, func(seen *corev1.Pod) bool { return cond(wrote, seen) })
+		select {
+		case <-done:
+			cancel()
+		case <-timeout.C:
+			cancel()
+			return errCacheBehind
+		case <-ctx.Done():
+			cancel()
+			return ctx.Err()
+		}
+	}
+	return nil
+}

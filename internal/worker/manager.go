@@ -1,0 +1,190 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/types"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+)
+
+const (
+	// reconcilers is how many workers are taken a step further at once.
+	reconcilers = 16
+	// sweepEvery is how often every worker is looked at again. Nothing should
+	// depend on it: it catches what events missed.
+	sweepEvery = 5 * time.Minute
+)
+
+// Names under which a [Manager] reports how it is.
+const (
+	PartKubernetes = "kubernetes"
+	PartQueue      = "queue"
+	PartPools      = "pools"
+)
+
+// Settlements tells when events can no longer be delivered again. Both kinds of
+// queue provide it.
+type Settlements interface {
+	AwaitSettled(ctx context.Context, ids ...string) error
+}
+
+// Options are what a [Manager] is made of. All fields are required, except that
+// Report may be nil.
+type Options struct {
+	// Pods is where workers live, in Namespace.
+	Pods corev1client.PodsGetter
+	// Namespace of the workers.
+	Namespace string
+	// Instance is the ID of this installation. It owns the workers that carry it.
+	Instance string
+	// LogDrainTimeout is how long a worker that has ended waits for its last line
+	// to be acknowledged.
+	LogDrainTimeout time.Duration
+	// Pools is the pool file, loaded.
+	Pools *PoolFile
+	// Events tells when the events that touched a worker are settled.
+	Events Settlements
+	// Workers is where workers are offered to be followed.
+	Workers queue.Queue[queue.Worker]
+	// Registerer takes the metrics.
+	Registerer prometheus.Registerer
+	// Report is told how a part is; nil means well.
+	Report func(part string, err error)
+	// Log is the logger.
+	Log *slog.Logger
+}
+
+// A Manager is the life of all workers of one installation.
+//
+// [Manager.Scale] creates and removes them, as events ask; [Manager.Run] takes
+// each to its end. Both need the cache, which Run fills.
+type Manager struct {
+	cluster         *cluster
+	pools           *PoolFile
+	events          Settlements
+	offers          queue.Queue[queue.Worker]
+	logDrainTimeout time.Duration
+	metrics         *metrics
+	report          func(part string, err error)
+	log             *slog.Logger
+	begun           time.Time // when this process began
+	work            workqueue.TypedRateLimitingInterface[ref]
+	locks           locks
+
+	mu         sync.Mutex
+	lives      map[types.UID]*life // guarded by mu
+	producer   queue.Producer[queue.Worker]
+	session    int // counts producers; guarded by mu, as is producer
+	unsettled  map[types.UID]struct{}
+	kubeBroken bool
+	waits      sync.WaitGroup
+}
+
+// New returns a Manager. It starts nothing.
+func New(opts Options) (*Manager, error) {
+	if opts.Report == nil {
+		opts.Report = func(string, error) {}
+	}
+	m := &Manager{
+		pools:           opts.Pools,
+		events:          opts.Events,
+		offers:          opts.Workers,
+		logDrainTimeout: opts.LogDrainTimeout,
+		metrics:         newMetrics(opts.Registerer),
+		report:          opts.Report,
+		log:             opts.Log,
+		begun:           time.Now(),
+		lives:           make(map[types.UID]*life),
+		unsettled:       make(map[types.UID]struct{}),
+		work: workqueue.NewTypedRateLimitingQueue(
+			workqueue.NewTypedItemExponentialFailureRateLimiter[ref](50*time.Millisecond, 30*time.Second)),
+	}
+	var err error
+	m.cluster, err = newCluster(opts.Pods, opts.Namespace, opts.Instance, m.reportKubernetes, m.work.Add)
+	if err != nil {
+		return nil, fmt.Errorf("preparing the watch on pods: %w", err)
+	}
+	opts.Registerer.MustRegister(newPhases(m.cluster.all))
+	opts.Pools.manager.Store(m)
+	return m, nil
+}
+
+// reportKubernetes logs when the API server is lost and found, and not each of
+// the attempts between.
+func (m *Manager) reportKubernetes(err error) {
+	if errors.Is(err, context.Canceled) {
+		return // told to stop
+	}
+	m.report(PartKubernetes, err)
+	m.mu.Lock()
+	was := m.kubeBroken
+	m.kubeBroken = err != nil
+	m.mu.Unlock()
+	switch {
+	case err != nil && !was:
+		m.log.Warn("cannot watch pods, trying again", "namespace", m.cluster.namespace, "err", err)
+	case err == nil && was:
+		m.log.Info("watching pods again", "namespace", m.cluster.namespace)
+	}
+}
+
+// Synced blocks until the cache has been filled once. Before that, no event may
+// be taken: an empty cache is not an empty cluster.
+func (m *Manager) Synced(ctx context.Context) error { return m.cluster.synced(ctx) }
+
+// Run takes workers from their creation to their end, until ctx is done. It
+// should outlive the last call of [Manager.Scale], which waits for the cache.
+func (m *Manager) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { m.cluster.run(ctx); return nil })
+	group.Go(func() error { return m.follow(ctx) })
+	group.Go(func() error { return m.sweep(ctx) })
+	for range reconcilers {
+		group.Go(func() error {
+			for m.step(ctx) {
+			}
+			return nil
+		})
+	}
+	group.Go(func() error { <-ctx.Done(); m.work.ShutDown(); return nil })
+	err := group.Wait()
+	m.waits.Wait()
+	return err
+}
+
+// sweep looks at every worker now and then.
+func (m *Manager) sweep(ctx context.Context) error {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			m.enqueueAll()
+		}
+	}
+}
+
+// enqueueAll has every worker looked at: those in the cache, and those of which
+// only we still know.
+func (m *Manager) enqueueAll() {
+	for _, p := range m.cluster.all() {
+		m.work.Add(refOf(p))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for uid, l := range m.lives {
+		m.work.Add(ref{name: l.name, uid: uid})
+	}
+}

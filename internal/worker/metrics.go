@@ -1,0 +1,126 @@
+package worker
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+)
+
+type metrics struct {
+	events        *prometheus.CounterVec
+	creates       *prometheus.CounterVec
+	deletes       *prometheus.CounterVec
+	eventToPod    prometheus.Histogram
+	eventToRun    prometheus.Histogram
+	finished      *prometheus.CounterVec
+	logsAbandoned prometheus.Counter
+	poolReloads   *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	// From a few milliseconds, which is what an idle API server takes, to the
+	// minutes that pulling an image or waiting for a node may take.
+	buckets := []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600}
+	m := &metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_events_total",
+			Help: "Deliveries of scale events by type and result: done, rejected or retried.",
+		}, []string{"type", "result"}),
+		creates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_creates_total",
+			Help: "Attempts to create a worker by result: created, existed or failed.",
+		}, []string{"result"}),
+		deletes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_deletes_total",
+			Help: "Attempts to delete a worker by result: deleted or failed.",
+		}, []string{"result"}),
+		eventToPod: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "ottoscaler_worker_event_to_pod_seconds",
+			Help:    "Time from an event's arrival in Redis to the creation of each of its workers.",
+			Buckets: buckets,
+		}),
+		eventToRun: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "ottoscaler_worker_event_to_running_seconds",
+			Help:    "Time from an event's arrival in Redis until each of its workers is seen to run.",
+			Buckets: buckets,
+		}),
+		finished: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_finished_total",
+			Help: "Workers that came to an end, by how: succeeded, failed or deleted.",
+		}, []string{"end"}),
+		logsAbandoned: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_logs_abandoned_total",
+			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
+		}),
+		poolReloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_pool_reloads_total",
+			Help: "Readings of a changed pool file by result: adopted or refused.",
+		}, []string{"result"}),
+	}
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads)
+	// Both are of use from the start: a rate needs a first value.
+	m.poolReloads.WithLabelValues("adopted")
+	m.poolReloads.WithLabelValues("refused")
+	return m
+}
+
+// sinceEvent returns how long ago the event came into its stream. An ID that is
+// no entry ID has no time.
+func sinceEvent(id string, now time.Time) (time.Duration, bool) {
+	at, ok := eventTime(id)
+	return now.Sub(at), ok
+}
+
+// eventTime reads the milliseconds at the beginning of an entry ID.
+func eventTime(id string) (time.Time, bool) {
+	ms, _, ok := strings.Cut(id, "-")
+	if !ok {
+		return time.Time{}, false
+	}
+	n, err := strconv.ParseInt(ms, 10, 64)
+	if err != nil || n <= 0 {
+		return time.Time{}, false
+	}
+	return time.UnixMilli(n), true
+}
+
+// phases is a collector of the workers in the cache, counted when it is asked.
+type phases struct {
+	all  func() []*corev1.Pod
+	desc *prometheus.Desc
+}
+
+func newPhases(all func() []*corev1.Pod) *phases {
+	return &phases{all: all, desc: prometheus.NewDesc("ottoscaler_worker_pods",
+		"Worker pods by phase; terminating comes before any other.", []string{"phase"}, nil)}
+}
+
+// Describe implements [prometheus.Collector].
+func (p *phases) Describe(ch chan<- *prometheus.Desc) { ch <- p.desc }
+
+// Collect implements [prometheus.Collector].
+func (p *phases) Collect(ch chan<- prometheus.Metric) {
+	counts := map[string]int{"gated": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0, "unknown": 0, "terminating": 0}
+	for _, worker := range p.all() {
+		counts[phase(worker)]++
+	}
+	for name, n := range counts {
+		ch <- prometheus.MustNewConstMetric(p.desc, prometheus.GaugeValue, float64(n), name)
+	}
+}
+
+func phase(p *corev1.Pod) string {
+	switch {
+	case p.DeletionTimestamp != nil:
+		return "terminating"
+	case len(p.Spec.SchedulingGates) > 0:
+		return "gated"
+	case p.Status.Phase == "":
+		return "pending"
+	default:
+		return strings.ToLower(string(p.Status.Phase))
+	}
+}

@@ -1,0 +1,150 @@
+package worker
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+)
+
+// planScaleUp returns how many workers of the event there should be: those with
+// the indices below that number. Seen is what there is in the event's scope, its
+// own workers included.
+//
+// It only counts other events' workers, so that the plan of a second delivery is
+// that of the first, whichever workers the first had created.
+func planScaleUp(e scaleevent.Event, seen []*corev1.Pod) int {
+	if e.TargetReplicas == nil {
+		return value(e.PodCount, 1)
+	}
+	others := 0
+	for _, p := range seen {
+		if live(p) && p.Annotations[pod.AnnotationEventID] != e.ID {
+			others++
+		}
+	}
+	return max(0, *e.TargetReplicas-others)
+}
+
+// planScaleDown returns the victims of the event, those first that are missed
+// least. Seen is what there is in the event's scope.
+//
+// The first of them may carry the event's mark from an earlier delivery. They
+// count, so that a second delivery removes no more than the first.
+func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
+	var marked, candidates []*corev1.Pod
+	for _, p := range seen {
+		switch {
+		case p.Annotations[pod.AnnotationScaledDownBy] == e.ID:
+			marked = append(marked, p)
+		case live(p):
+			candidates = append(candidates, p)
+		}
+	}
+	surplus := len(candidates) // all of the task
+	switch {
+	case e.TargetReplicas != nil:
+		surplus = len(candidates) - *e.TargetReplicas
+	case e.PodCount != nil:
+		surplus = *e.PodCount - len(marked)
+	}
+	slices.SortStableFunc(candidates, missedLess)
+	return append(marked, candidates[:min(max(surplus, 0), len(candidates))]...)
+}
+
+// missedLess orders workers as a ReplicaSet does: gated before unscheduled before
+// pending before running, not ready before ready, lower deletion cost, newer
+// before older. The name decides between equals, so that the order is total.
+func missedLess(a, b *corev1.Pod) int {
+	return cmp.Or(
+		cmp.Compare(progress(a), progress(b)),
+		cmp.Compare(deletionCost(a), deletionCost(b)),
+		b.CreationTimestamp.Compare(a.CreationTimestamp.Time),
+		cmp.Compare(b.Name, a.Name),
+	)
+}
+
+// progress says how far a worker has come.
+func progress(p *corev1.Pod) int {
+	switch {
+	case len(p.Spec.SchedulingGates) > 0:
+		return 0
+	case p.Spec.NodeName == "":
+		return 1
+	case p.Status.Phase != corev1.PodRunning:
+		return 2
+	case !ready(p):
+		return 3
+	default:
+		return 4
+	}
+}
+
+func ready(p *corev1.Pod) bool {
+	return slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// deletionCost is 0 for a pod without a valid one, as for a ReplicaSet.
+func deletionCost(p *corev1.Pod) int32 {
+	cost, err := strconv.ParseInt(p.Annotations[corev1.PodDeletionCost], 10, 32)
+	if err != nil {
+		return 0
+	}
+	return int32(cost)
+}
+
+// live reports whether a worker counts: it is neither at its end nor on its way
+// there.
+func live(p *corev1.Pod) bool {
+	return p.DeletionTimestamp == nil && !finished(p) && p.Annotations[pod.AnnotationScaledDownBy] == ""
+}
+
+// finished reports whether a worker came to an end of its own.
+func finished(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// ended reports whether a worker will not print another line: it has finished, or
+// it is deleted and only finalizers hold it (no grace is left, which is so from
+// the start where it was never scheduled), or each container has terminated while
+// the pod is being deleted.
+func ended(p *corev1.Pod) bool {
+	switch {
+	case finished(p):
+		return true
+	case p.DeletionTimestamp == nil:
+		return false
+	case p.DeletionGracePeriodSeconds != nil && *p.DeletionGracePeriodSeconds == 0:
+		return true
+	}
+	return len(p.Status.ContainerStatuses) > 0 &&
+		!slices.ContainsFunc(p.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool { return c.State.Terminated == nil })
+}
+
+// duplicateOf returns the ID of an earlier event with the same idempotency key, as
+// far as a trace of it is among the pods, or "".
+func duplicateOf(e scaleevent.Event, sameKey []*corev1.Pod) string {
+	for _, p := range sameKey {
+		by := pod.AnnotationEventID
+		if p.Annotations[pod.AnnotationScaledDownKey] == e.IdempotencyKey {
+			by = pod.AnnotationScaledDownBy
+		}
+		if first := p.Annotations[by]; first != e.ID {
+			return first
+		}
+	}
+	return ""
+}
+
+func value(n *int, otherwise int) int {
+	if n == nil {
+		return otherwise
+	}
+	return *n
+}

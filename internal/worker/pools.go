@@ -1,0 +1,281 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+	jsonstrict "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
+
+	"github.com/ottoscaler/ottoscaler/internal/pod"
+)
+
+// agentContainer is the container that does the work, if it has that name; the
+// first one otherwise.
+const agentContainer = "agent"
+
+// Pools is a valid pool file. It is read-only.
+type Pools struct {
+	byName map[string]*Pool
+}
+
+// Get returns the pool of that name, or nil.
+func (p *Pools) Get(name string) *Pool { return p.byName[name] }
+
+// Names returns the names of all pools, sorted.
+func (p *Pools) Names() []string { return slices.Sorted(maps.Keys(p.byName)) }
+
+// A Pool is a worker template and the policy for what an event may change in it.
+type Pool struct {
+	// Name of the pool.
+	Name string
+	// Overrides is what an event may change.
+	Overrides Overrides
+	// Template is what workers are made from. What it leaves open of image,
+	// security context, restart policy and token is filled in already.
+	Template corev1.PodTemplateSpec
+	// agent is the index of the container that gets the event's variables and overrides.
+	agent int
+}
+
+// Overrides is the policy of a pool. The zero value allows nothing.
+type Overrides struct {
+	// Image has patterns of path.Match; an image is allowed if it matches one of
+	// them. A star does not match a slash.
+	Image []string `json:"image,omitempty"`
+	// Command allows another command.
+	Command bool `json:"command,omitempty"`
+	// Env has patterns for names of variables.
+	Env []string `json:"env,omitempty"`
+	// MaxCPU is the most that an event may ask for; without it, nothing.
+	MaxCPU *resource.Quantity `json:"maxCPU,omitempty"`
+	// MaxMemory is the most that an event may ask for; without it, nothing.
+	MaxMemory *resource.Quantity `json:"maxMemory,omitempty"`
+}
+
+// poolFile is the layout of the file.
+type poolFile struct {
+	Pools map[string]filePool `json:"pools"`
+}
+
+type filePool struct {
+	Overrides Overrides              `json:"overrides,omitempty"`
+	Template  corev1.PodTemplateSpec `json:"template"`
+}
+
+// ParsePools reads a pool file. The error joins every problem that it finds; each
+// names its pool. AgentImage is the image of a worker container that names none.
+//
+// The reading is strict: an unknown, misspelt or repeated key is a problem, as
+// with kubectl.
+func ParsePools(data []byte, agentImage string) (*Pools, error) {
+	asJSON, err := yaml.YAMLToJSONStrict(data)
+	if err != nil {
+		return nil, fmt.Errorf("reading YAML: %w", err)
+	}
+	var file poolFile
+	strictErrs, err := jsonstrict.UnmarshalStrict(asJSON, &file)
+	if err != nil {
+		return nil, fmt.Errorf("reading pools: %w", err)
+	}
+	problems := slices.Clone(strictErrs) // such as: unknown field "pools.gpu.template.spec.continers"
+	if len(file.Pools) == 0 {
+		problems = append(problems, errors.New("there are no pools: the file needs at least one entry under pools"))
+	}
+	pools := &Pools{byName: make(map[string]*Pool, len(file.Pools))}
+	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
+		p := &Pool{Name: name, Overrides: file.Pools[name].Overrides, Template: file.Pools[name].Template}
+		p.complete(agentImage)
+		for _, problem := range p.problems() {
+			problems = append(problems, fmt.Errorf("pool %s: %s", name, problem))
+		}
+		pools.byName[name] = p
+	}
+	if len(problems) > 0 {
+		return nil, errors.Join(problems...)
+	}
+	return pools, nil
+}
+
+// complete fills in what the template is silent about: the image, and the values
+// with which a pod passes the restricted Pod Security Standard. What the template
+// says, it keeps, so that a pool may ask for more where the namespace allows it.
+func (p *Pool) complete(agentImage string) {
+	spec := &p.Template.Spec
+	p.agent = max(0, slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == agentContainer }))
+	if p.agent < len(spec.Containers) {
+		agent := &spec.Containers[p.agent]
+		if agent.Image == "" {
+			agent.Image = agentImage
+		}
+		if agent.Name == "" {
+			agent.Name = agentContainer
+		}
+	}
+	if spec.RestartPolicy == "" {
+		spec.RestartPolicy = corev1.RestartPolicyNever
+	}
+	if spec.AutomountServiceAccountToken == nil {
+		spec.AutomountServiceAccountToken = new(bool)
+	}
+	if spec.OS == nil || spec.OS.Name != corev1.Windows {
+		restrict(spec)
+	}
+}
+
+// restrict fills in the restricted Pod Security Standard.
+func restrict(spec *corev1.PodSpec) {
+	if spec.SecurityContext == nil {
+		spec.SecurityContext = &corev1.PodSecurityContext{}
+	}
+	root := func(uid *int64) bool { return uid != nil && *uid == 0 }
+	yes, no := true, false
+	if spec.SecurityContext.RunAsNonRoot == nil && !root(spec.SecurityContext.RunAsUser) {
+		spec.SecurityContext.RunAsNonRoot = &yes
+	}
+	if spec.SecurityContext.SeccompProfile == nil {
+		spec.SecurityContext.SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}
+	}
+	for _, containers := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		for i := range containers {
+			if containers[i].SecurityContext == nil {
+				containers[i].SecurityContext = &corev1.SecurityContext{}
+			}
+			sc := containers[i].SecurityContext
+			// A template that asks for root by number has said that it wants root.
+			if sc.RunAsNonRoot == nil && root(sc.RunAsUser) {
+				sc.RunAsNonRoot = &no
+			}
+			// The API server finds these two at odds with the escalation that they imply.
+			escalates := sc.Privileged != nil && *sc.Privileged || addsSysAdmin(sc.Capabilities)
+			if sc.AllowPrivilegeEscalation == nil && !escalates {
+				sc.AllowPrivilegeEscalation = &no
+			}
+			if sc.Capabilities == nil {
+				sc.Capabilities = &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}
+			}
+		}
+	}
+}
+
+func addsSysAdmin(c *corev1.Capabilities) bool {
+	return c != nil && (slices.Contains(c.Add, "SYS_ADMIN") || slices.Contains(c.Add, "CAP_SYS_ADMIN"))
+}
+
+var poolName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// problems returns what is wrong with a pool that the API server would not say,
+// or would say only at the first event. The API server checks the rest: see
+// [Manager.CheckPools].
+func (p *Pool) problems() []string {
+	var all []string
+	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+
+	if !poolName.MatchString(p.Name) {
+		add("its name must have 1 to 63 lower-case letters, digits and dashes, and begin and end with a letter or digit")
+	}
+	meta, spec := p.Template.ObjectMeta, p.Template.Spec
+	if meta.Name != "" || meta.GenerateName != "" || meta.Namespace != "" {
+		add("template.metadata: name, generateName and namespace are Ottoscaler's to choose: remove them")
+	}
+	if len(meta.Finalizers) > 0 || len(meta.OwnerReferences) > 0 {
+		add("template.metadata: finalizers and ownerReferences would keep workers alive or remove them behind Ottoscaler's back: remove them")
+	}
+	for _, key := range slices.Sorted(maps.Keys(meta.Labels)) {
+		if reservedKey(key) {
+			add("template.metadata.labels: %s is reserved for Ottoscaler", key)
+		}
+		if bad := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(meta.Labels[key])...); len(bad) > 0 {
+			add("template.metadata.labels: %s: %s", key, strings.Join(bad, "; "))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(meta.Annotations)) {
+		if reservedKey(key) {
+			add("template.metadata.annotations: %s is reserved for Ottoscaler", key)
+		}
+		if bad := validation.IsQualifiedName(strings.ToLower(key)); len(bad) > 0 {
+			add("template.metadata.annotations: %s: %s", key, strings.Join(bad, "; "))
+		}
+	}
+	if spec.RestartPolicy != corev1.RestartPolicyNever && spec.RestartPolicy != corev1.RestartPolicyOnFailure {
+		add("template.spec.restartPolicy is %s, with which a worker never finishes: use Never or OnFailure", spec.RestartPolicy)
+	}
+	if len(spec.EphemeralContainers) > 0 {
+		add("template.spec.ephemeralContainers: a pod cannot be created with them")
+	}
+	if len(spec.Containers) == 0 {
+		add("template.spec.containers is empty: a worker needs at least one container")
+	}
+	all = append(all, containerProblems(spec)...)
+	return append(all, p.Overrides.problems()...)
+}
+
+func containerProblems(spec corev1.PodSpec) []string {
+	var all []string
+	seen := map[string]bool{}
+	list := func(where string, containers []corev1.Container) {
+		for i, c := range containers {
+			at := fmt.Sprintf("template.spec.%s[%d]", where, i)
+			switch bad := validation.IsDNS1123Label(c.Name); {
+			case c.Name == "":
+				all = append(all, at+": it has no name")
+			case len(bad) > 0:
+				all = append(all, fmt.Sprintf("%s: name %s: %s", at, c.Name, strings.Join(bad, "; ")))
+			case seen[c.Name]:
+				all = append(all, fmt.Sprintf("%s: name %s is taken by another container", at, c.Name))
+			}
+			seen[c.Name] = true
+			if c.Image == "" {
+				all = append(all, at+": it has no image (only the worker container takes it from OTTO_AGENT_IMAGE)")
+			}
+			for _, env := range c.Env {
+				if reservedVariable(env.Name) {
+					all = append(all, fmt.Sprintf("%s: variable %s is set by Ottoscaler", at, env.Name))
+				}
+			}
+			for name, limit := range c.Resources.Limits {
+				if request, both := c.Resources.Requests[name]; both && request.Cmp(limit) > 0 {
+					all = append(all, fmt.Sprintf("%s: resources: the request for %s (%s) exceeds its limit (%s)", at, name, request.String(), limit.String()))
+				}
+			}
+		}
+	}
+	list("initContainers", spec.InitContainers)
+	list("containers", spec.Containers)
+	return all
+}
+
+func (o Overrides) problems() []string {
+	var all []string
+	for field, patterns := range map[string][]string{"image": o.Image, "env": o.Env} {
+		for _, pattern := range patterns {
+			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+				all = append(all, fmt.Sprintf("overrides.%s: %q is no valid pattern", field, pattern))
+			}
+		}
+	}
+	for field, most := range map[string]*resource.Quantity{"maxCPU": o.MaxCPU, "maxMemory": o.MaxMemory} {
+		if most != nil && most.Sign() <= 0 {
+			all = append(all, fmt.Sprintf("overrides.%s: %s is not more than zero", field, most))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// reservedKey reports whether a label or annotation is Ottoscaler's own.
+func reservedKey(key string) bool {
+	switch key {
+	case pod.LabelManagedBy, pod.LabelComponent, pod.LabelInstance:
+		return true
+	}
+	return strings.HasPrefix(key, pod.AnnotationFieldPrefix) || strings.HasPrefix(key, pod.AnnotationMetaPrefix)
+}

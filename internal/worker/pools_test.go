@@ -1,0 +1,169 @@
+package worker
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	psaapi "k8s.io/pod-security-admission/api"
+	"k8s.io/pod-security-admission/policy"
+)
+
+const agentImage = "ottoscaler/agent:test"
+
+func mustParse(t *testing.T, file string) *Pools {
+	t.Helper()
+	pools, err := ParsePools([]byte(file), agentImage)
+	if err != nil {
+		t.Fatalf("parsing pools: %v", err)
+	}
+	return pools
+}
+
+const smallest = `
+pools:
+  default:
+    template:
+      spec:
+        containers: [{name: agent}]
+`
+
+func TestSmallestPoolIsCompletedToTheRestrictedStandard(t *testing.T) {
+	spec := mustParse(t, smallest).Get("default").Template.Spec
+
+	evaluator, err := policy.NewEvaluator(policy.DefaultChecks(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restricted := psaapi.LevelVersion{Level: psaapi.LevelRestricted, Version: psaapi.LatestVersion()}
+	result := policy.AggregateCheckResults(evaluator.EvaluatePod(restricted, &metav1.ObjectMeta{}, &spec))
+	if !result.Allowed {
+		t.Errorf("the pod violates the restricted standard: %s", result.ForbiddenDetail())
+	}
+	if got := spec.Containers[0].Image; got != agentImage {
+		t.Errorf("image = %q, want %q", got, agentImage)
+	}
+	if spec.RestartPolicy != corev1.RestartPolicyNever {
+		t.Errorf("restart policy = %q, want Never", spec.RestartPolicy)
+	}
+	if spec.AutomountServiceAccountToken == nil || *spec.AutomountServiceAccountToken {
+		t.Error("the service account's token is mounted")
+	}
+}
+
+func TestTemplateKeepsWhatItSays(t *testing.T) {
+	spec := mustParse(t, `
+pools:
+  builder:
+    template:
+      spec:
+        restartPolicy: OnFailure
+        automountServiceAccountToken: true
+        securityContext: {runAsUser: 0, seccompProfile: {type: Unconfined}}
+        initContainers:
+        - {name: setup, image: setup, securityContext: {runAsUser: 0}}
+        containers:
+        - {name: sidecar, image: sidecar, securityContext: {capabilities: {add: [SYS_ADMIN]}}}
+        - {name: agent, image: builder, securityContext: {privileged: true}}
+`).Get("builder").Template.Spec
+
+	yes, no, root := true, false, int64(0)
+	want := corev1.PodSpec{
+		RestartPolicy:                corev1.RestartPolicyOnFailure,
+		AutomountServiceAccountToken: &yes,
+		SecurityContext:              &corev1.PodSecurityContext{RunAsUser: &root, SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeUnconfined}},
+		InitContainers: []corev1.Container{{Name: "setup", Image: "setup", SecurityContext: &corev1.SecurityContext{
+			RunAsUser: &root, RunAsNonRoot: &no, AllowPrivilegeEscalation: &no, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+		}}},
+		Containers: []corev1.Container{
+			{Name: "sidecar", Image: "sidecar", SecurityContext: &corev1.SecurityContext{Capabilities: &corev1.Capabilities{Add: []corev1.Capability{"SYS_ADMIN"}}}},
+			{Name: "agent", Image: "builder", SecurityContext: &corev1.SecurityContext{Privileged: &yes, Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}}},
+		},
+	}
+	if diff := cmp.Diff(want, spec); diff != "" {
+		t.Errorf("completed template (-want +got):\n%s", diff)
+	}
+}
+
+func TestEveryProblemOfAPoolFileIsNamed(t *testing.T) {
+	file := `
+pools:
+  Big_One:
+    template: {spec: {containers: [{name: agent}]}}
+  cpu:
+    overrides: {image: ["[a"], maxCPU: "0", maxmemory: 1Gi}
+    template:
+      metadata:
+        name: mine
+        finalizers: [example.com/stay]
+        labels: {app.kubernetes.io/instance: other, "bad key": x}
+        annotations: {ottoscaler.dev/task-id: forged}
+      spec:
+        restartPolicy: Always
+        containers:
+        - {name: agent, securitycontext: {}, env: [{name: OTTO_TASK_ID, value: forged}, {name: OTTO_SERVER, value: fine}]}
+        - {name: agent, image: x}
+        - {name: side_car}
+        - {name: hungry, image: x, resources: {requests: {cpu: 2}, limits: {cpu: 1}}}
+  empty:
+    template: {spec: {}}
+`
+	_, err := ParsePools([]byte(file), agentImage)
+	if err == nil {
+		t.Fatal("the file was accepted")
+	}
+	for _, want := range []string{
+		`unknown field "pools.cpu.overrides.maxmemory"`,
+		`unknown field "pools.cpu.template.spec.containers[0].securitycontext"`,
+		"pool Big_One: its name must have",
+		"pool cpu: template.metadata: name, generateName and namespace",
+		"pool cpu: template.metadata: finalizers",
+		"pool cpu: template.metadata.labels: app.kubernetes.io/instance is reserved",
+		"pool cpu: template.metadata.labels: bad key",
+		"pool cpu: template.metadata.annotations: ottoscaler.dev/task-id is reserved",
+		"pool cpu: template.spec.restartPolicy is Always",
+		"pool cpu: template.spec.containers[0]: variable OTTO_TASK_ID is set by Ottoscaler",
+		"pool cpu: template.spec.containers[1]: name agent is taken",
+		"pool cpu: template.spec.containers[2]: name side_car",
+		"pool cpu: template.spec.containers[2]: it has no image",
+		"pool cpu: template.spec.containers[3]: resources: the request for cpu (2) exceeds its limit (1)",
+		`pool cpu: overrides.image: "[a" is no valid pattern`,
+		"pool cpu: overrides.maxCPU: 0 is not more than zero",
+		"pool empty: template.spec.containers is empty",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("not among the problems: %s", want)
+		}
+	}
+	if strings.Contains(err.Error(), "OTTO_SERVER") {
+		t.Error("a variable of the agent's own was refused")
+	}
+	if t.Failed() {
+		t.Logf("the problems:\n%v", err)
+	}
+}
+
+func TestUnreadablePoolFilesAreRefused(t *testing.T) {
+	for name, file := range map[string]string{
+		"empty":             "",
+		"no pools":          "pools: {}",
+		"another key":       "pool: {}",
+		"not YAML":          "pools: [",
+		"a key twice":       smallest + "pools: {}\n",
+		"a wrong type":      "pools: {default: {template: {spec: {containers: 7}}}}",
+		"a bad quantity":    "pools: {default: {overrides: {maxCPU: lots}, template: {spec: {containers: [{name: agent}]}}}}",
+		"a command as text": "pools: {default: {template: {spec: {containers: [{name: agent, command: run}]}}}}",
+	} {
+		if pools, err := ParsePools([]byte(file), agentImage); err == nil {
+			t.Errorf("%s: accepted, with pools %v", name, pools.Names())
+		}
+	}
+}
+
+func TestAgentWithoutAnyImageIsAProblem(t *testing.T) {
+	if _, err := ParsePools([]byte(smallest), ""); err == nil || !strings.Contains(err.Error(), "OTTO_AGENT_IMAGE") {
+		t.Errorf("got %v, want a problem that names OTTO_AGENT_IMAGE", err)
+	}
+}

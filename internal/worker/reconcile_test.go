@@ -1,0 +1,275 @@
+package worker_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/internal/queue/queuetest"
+	"github.com/ottoscaler/ottoscaler/internal/worker"
+	"github.com/ottoscaler/ottoscaler/internal/worker/workertest"
+)
+
+// relay plays the log-relay.
+type relay struct {
+	t   testing.TB
+	sub queue.Subscription[queue.Worker]
+}
+
+func newRelay(s *system) *relay {
+	s.t.Helper()
+	sub, err := s.workers.Subscribe(s.t.Context(), queue.SubscribeOptions{Name: "relay", Credits: 100})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return &relay{t: s.t, sub: sub}
+}
+
+func (r *relay) next() queue.Delivery[queue.Worker] {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	defer cancel()
+	d, err := r.sub.Next(ctx)
+	if err != nil {
+		r.t.Fatalf("leasing a worker: %v", err)
+	}
+	return d
+}
+
+func (r *relay) finish(d queue.Delivery[queue.Worker]) {
+	r.t.Helper()
+	if err := r.sub.Resolve(r.t.Context(), d, queue.Finish("", nil)); err != nil {
+		r.t.Fatalf("finishing a worker: %v", err)
+	}
+}
+
+func TestFinishedWorkerIsCollectedOnceItsLogsAndItsEventAreSettled(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	e := up("task", 1)
+	s.events.set(e.ID, true)
+	s.done(e, 1)
+	name := s.names()[0]
+	d := r.next()
+	if d.Value != (queue.Worker{Namespace: s.Namespace, Name: name, TaskID: "task", Pool: "default", EventID: e.ID}) || d.ID != string(s.get(name).UID) {
+		t.Fatalf("offered %+v", d)
+	}
+	s.Set(name, corev1.PodRunning, 0)
+	s.Set(name, corev1.PodSucceeded, 0)
+	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "exit_code=0", "task=task") == 1 })
+	stays := func(why string) {
+		t.Helper()
+		time.Sleep(300 * time.Millisecond)
+		if p := s.get(name); p == nil || p.DeletionTimestamp != nil || len(p.Finalizers) != 1 {
+			t.Fatalf("%s, but the worker is let go of: %+v", why, p)
+		}
+	}
+	stays("its logs are not stored")
+	r.finish(d)
+	stays("its event is not settled")
+	s.done(e, 2) // a second delivery finds its trace
+	s.events.set(e.ID, false)
+	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
+	if s.log.lines("worker released", "pod="+name, "event="+e.ID) != 1 {
+		t.Error("its release is not logged once")
+	}
+	workertest.Eventually(t, "the queue has forgotten it", func() bool {
+		stats, err := s.workers.Stats(t.Context())
+		return err == nil && stats.Unsettled == 0 && stats.Leased == 0
+	})
+	if n := s.metric("ottoscaler_worker_event_to_running_seconds"); n != 1 {
+		t.Errorf("%v observations of the time to running, want 1", n)
+	}
+}
+
+func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	s.done(up("task", 1), 1)
+	name := s.names()[0]
+	d := r.next()
+	e := down("task", 1)
+	s.events.set(e.ID, true)
+	s.done(e, 1)
+	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "end=deleted") == 1 })
+	r.finish(d)
+	time.Sleep(300 * time.Millisecond)
+	if s.get(name) == nil {
+		t.Fatal("it is gone before the scale-down is settled")
+	}
+	s.events.set(e.ID, false)
+	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
+}
+
+func TestWorkerIsReleasedAtTheDrainDeadline(t *testing.T) {
+	s := start(t, 500*time.Millisecond, nil, nil)
+	s.done(up("task", 2), 1)
+	name := s.names()[0]
+	s.Set(name, corev1.PodFailed, 3)
+	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
+	s.mustHave(1)
+	if n := s.metric("ottoscaler_worker_logs_abandoned_total"); n != 1 {
+		t.Errorf("%v workers counted as abandoned, want 1", n)
+	}
+	if s.log.lines("level=WARN", "pod="+name, "before the log server has acknowledged") != 1 {
+		t.Error("the log does not say it once")
+	}
+}
+
+func TestEveryWorkerIsOfferedAgainToANewQueueAndByANewScaler(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	s.done(up("task", 3), 1)
+	leaseAll := func() (last queue.Delivery[queue.Worker], r *relay) {
+		t.Helper()
+		r = newRelay(s)
+		for range 3 {
+			last = r.next()
+		}
+		return last, r
+	}
+	leaseAll()
+	s.workers.Break()
+	leaseAll()
+
+	// The consumer was restarted: its queue knows nothing.
+	s.workers.Queue = queue.NewMemory[queue.Worker]()
+	s.workers.Break()
+	leaseAll()
+
+	// Consumer and scaler were.
+	s.stop()
+	s.workers = queuetest.NewFaulty(queue.NewMemory[queue.Worker]())
+	s = start(t, time.Hour, s, nil)
+	d, r := leaseAll()
+	s.Set(d.Value.Name, corev1.PodSucceeded, 0)
+	r.finish(d)
+	workertest.Eventually(t, "the finished one is gone", func() bool { return s.get(d.Value.Name) == nil })
+	s.mustHave(2)
+}
+
+func TestOutcomeThatAScalerDidNotLiveToHearIsHeardByTheNext(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	s.done(up("task", 1), 1)
+	d := r.next()
+	s.Faults.Break("PATCH", workertest.NotDone, 0, -1) // the finalizer cannot be taken off
+	s.Set(d.Value.Name, corev1.PodSucceeded, 0)
+	r.finish(d)
+	workertest.Eventually(t, "it was tried", func() bool { return s.log.lines("worker is stuck", d.Value.Name) > 0 })
+	s = start(t, time.Hour, s, nil)
+	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(d.Value.Name) == nil })
+}
+
+func TestReleaseSurvivesALostReply(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	s.done(up("task", 1), 1)
+	d := r.next()
+	s.Faults.Break("PATCH", workertest.ReplyLost, 0, 1)
+	s.Faults.Break("DELETE", workertest.ReplyLost, 0, 1)
+	s.Set(d.Value.Name, corev1.PodSucceeded, 0)
+	r.finish(d)
+	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(d.Value.Name) == nil })
+}
+
+func TestMarkedWorkerWhoseEventHasEndedIsRemoved(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	s.done(up("task", 1), 1)
+	d := r.next()
+	patch := []byte(`{"metadata":{"annotations":{"` + pod.AnnotationScaledDownBy + `":"gone-0"}}}`)
+	if _, err := s.Client.Pods(s.Namespace).Patch(t.Context(), d.Value.Name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	workertest.Eventually(t, "it is deleted", func() bool { p := s.get(d.Value.Name); return p != nil && p.DeletionTimestamp != nil })
+	r.finish(d)
+	workertest.Eventually(t, "it is gone", func() bool { return s.get(d.Value.Name) == nil })
+}
+
+func TestChangedPoolFileIsAdoptedAndABadOneIsNot(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	write(t, s.pools, poolFile+"  fresh:\n    template: {spec: {containers: [{name: agent}]}}\n")
+	workertest.Eventually(t, "the new pool is there", func() bool { return s.log.lines("pool file adopted", "fresh") == 1 })
+	e := up("task", 1)
+	e.Pool = "fresh"
+	s.done(e, 1)
+
+	write(t, s.pools, "pools: {fresh: {template: {spec: {}}}, other: {template: 7}}")
+	workertest.Eventually(t, "the bad file is refused", func() bool { return s.log.lines("level=ERROR", "pool file refused") == 1 })
+	e = up("task", 1)
+	e.Pool = "fresh"
+	s.done(e, 1)
+	s.mustHave(2)
+	if n := s.metric("ottoscaler_worker_pool_reloads_total"); n != 2 {
+		t.Errorf("%v readings counted, want 2", n)
+	}
+}
+
+func TestPoolThatTheAPIServerRefusesIsReported(t *testing.T) {
+	s := start(t, time.Hour, nil, map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
+	s.manager.CheckPools(t.Context())
+	for pool, want := range map[string]int{"pool=default": 0, "pool=bound": 0, "pool=invalid": 1, "pool=unsafe": 1} {
+		if got := s.log.lines("pool is refused by the API server", pool); got != want {
+			t.Errorf("%s: %d reports, want %d", pool, got, want)
+		}
+	}
+	s.mustHave(0)
+}
+
+func TestReleaseAllLeavesNothing(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	s.done(up("task", 3), 1)
+	go func() { // the relay still runs, and finishes what it is given
+		for {
+			d, err := r.sub.Next(t.Context())
+			if err != nil || r.sub.Resolve(t.Context(), d, queue.Finish("", nil)) != nil {
+				return
+			}
+		}
+	}()
+	begun := time.Now()
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(s.log, t.Output()), nil))
+	if err := worker.ReleaseAll(t.Context(), s.Client, s.Namespace, instance, 30*time.Second, log); err != nil {
+		t.Fatal(err)
+	}
+	if left := s.Workers(); len(left) != 0 {
+		t.Errorf("%d workers are left", len(left))
+	}
+	if took := time.Since(begun); took > 15*time.Second {
+		t.Errorf("it took %v, though every last line was stored at once", took)
+	}
+}
+
+func TestReleaseAllDoesNotHangWithoutScalerAndRelay(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	s.done(up("task", 2), 1)
+	bound := up("bound", 1)
+	bound.Pool = "bound"
+	s.done(bound, 1)
+	s.stop()
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	if err := worker.ReleaseAll(t.Context(), s.Client, s.Namespace, "another", 8*time.Second, log); err != nil {
+		t.Fatal(err)
+	}
+	s.mustHave(3)
+	if err := worker.ReleaseAll(t.Context(), s.Client, s.Namespace, instance, 8*time.Second, log); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range s.Workers() {
+		if len(p.Finalizers) != 0 || p.DeletionTimestamp == nil {
+			t.Errorf("worker %s is held: finalizers %v, deleted %v", p.Name, p.Finalizers, p.DeletionTimestamp)
+		}
+	}
+	if n := len(s.Workers()); n != 1 { // the kubelet would finish the one that is on a node
+		t.Errorf("%d workers are left, want 1", n)
+	}
+}

@@ -1,0 +1,108 @@
+package workertest
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// ErrBroken is what a broken call fails with.
+var ErrBroken = errors.New("the connection broke")
+
+// Fault is what happens to a call.
+type Fault int
+
+const (
+	// NotDone fails a call before it is sent.
+	NotDone Fault = iota + 1
+	// ReplyLost sends a call and fails when the answer comes.
+	ReplyLost
+	// Throttled answers 429 and asks for seven seconds of patience.
+	Throttled
+	// Unavailable answers 503.
+	Unavailable
+)
+
+// Faults breaks calls to the API server. The zero value breaks none.
+type Faults struct {
+	mu    sync.Mutex
+	rules []*rule
+}
+
+type rule struct {
+	verb  string
+	fault Fault
+	skip  int
+	times int
+}
+
+// Break breaks calls with an HTTP method: it lets some pass, and then breaks a
+// number of them, or all if times is negative. Rules apply in their order.
+func (f *Faults) Break(method string, fault Fault, skip, times int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = append(f.rules, &rule{verb: method, fault: fault, skip: skip, times: times})
+}
+
+// Repair ends all faults.
+func (f *Faults) Repair() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rules = nil
+}
+
+func (f *Faults) next(method string) Fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, r := range f.rules {
+		if r.verb != method || r.times == 0 {
+			continue
+		}
+		if r.skip > 0 {
+			r.skip--
+			return 0
+		}
+		r.times--
+		return r.fault
+	}
+	return 0
+}
+
+func (f *Faults) wrap(next http.RoundTripper) http.RoundTripper {
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		switch f.next(r.Method) {
+		case NotDone:
+			return nil, ErrBroken
+		case ReplyLost:
+			response, err := next.RoundTrip(r)
+			if err != nil {
+				return nil, err
+			}
+			_, err = io.Copy(io.Discard, response.Body)
+			return nil, errors.Join(ErrBroken, err, response.Body.Close())
+		case Throttled:
+			return answer(r, http.StatusTooManyRequests, "TooManyRequests"), nil
+		case Unavailable:
+			return answer(r, http.StatusServiceUnavailable, "ServiceUnavailable"), nil
+		}
+		return next.RoundTrip(r)
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// answer has the delay in the body alone: client-go rests by itself for a header.
+func answer(r *http.Request, code int, reason string) *http.Response {
+	body := `{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"` + reason +
+		`","code":` + strconv.Itoa(code) + `,"details":{"retryAfterSeconds":7}}`
+	return &http.Response{
+		Status: strconv.Itoa(code), StatusCode: code, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body)),
+		ContentLength: int64(len(body)), Request: r,
+	}
+}
