@@ -1,0 +1,157 @@
+// Command log-relay takes what workers print to the log server.
+//
+// It is configured by environment variables; see [Config].
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
+	"github.com/ottoscaler/ottoscaler/internal/logs"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+)
+
+func main() { os.Exit(daemon.Main(os.Stderr, os.Args[1:], run)) }
+
+// run builds the route in the order data takes it, then waits. It returns nil
+// when told to stop, once everything that was read is acknowledged.
+func run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	klog.SetSlogLogger(log)
+	registry := daemon.NewRegistry()
+	health := daemon.NewHealth(registry)
+	health.Require("kubernetes", "queue")
+
+	// The queue and the API server.
+	workers, err := queuerpc.Dial(cfg.QueueAddr)
+	if err != nil {
+		return fmt.Errorf("dialing the queue at %s: %w", cfg.QueueAddr, err)
+	}
+	defer workers.Close() //nolint:errcheck // everything is said
+	access, err := kubernetes(cfg.Kubeconfig)
+	if err != nil {
+		return daemon.Misconfigured(fmt.Errorf("finding the Kubernetes API server: %w", err))
+	}
+	cluster, err := logs.NewCluster(access, cfg.Namespace, cfg.InstanceID)
+	if err != nil {
+		return daemon.Misconfigured(fmt.Errorf("connecting to Kubernetes: %w", err))
+	}
+	kubernetes := &part{name: "kubernetes", health: health, log: log}
+	pods, err := logs.NewPods(cluster.Workers(kubernetes.report))
+	if err != nil {
+		return err
+	}
+
+	// The log server. It is no part of our health: without it the logs wait in the
+	// cluster, and a restart of this container would help nobody.
+	server, err := logs.Dial(cfg.LogServerAddr)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	defer server.Close() //nolint:errcheck // everything is said
+
+	relay := logs.NewRelay(logs.Options{
+		Workers:      reportingQueue{workers.Workers(), func(err error) { health.Report("queue", err) }},
+		Pods:         pods,
+		Open:         cluster.Open,
+		Exists:       cluster.Exists,
+		Server:       server,
+		Registry:     registry,
+		Log:          log,
+		MaxWorkers:   cfg.MaxWorkers,
+		BatchLines:   cfg.BatchLines,
+		BatchBytes:   cfg.BatchBytes,
+		BatchLinger:  cfg.BatchLinger,
+		DrainTimeout: cfg.DrainTimeout,
+	})
+
+	// What the relay needs to drain outlives the signal.
+	support, release := context.WithCancel(context.WithoutCancel(ctx))
+	defer release()
+	group, support := errgroup.WithContext(support)
+	group.Go(func() error { return health.Run(support, cfg.HealthAddr) })
+	group.Go(func() error { return pods.Run(support) })
+	group.Go(func() error {
+		defer release()
+		relaying, stop := context.WithCancel(ctx)
+		defer stop()
+		defer context.AfterFunc(support, stop)() // when a part of the support fails
+		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr)
+		return relay.Run(relaying)
+	})
+	return group.Wait()
+}
+
+// kubernetes finds the API server: by a kubeconfig file, or from within a pod.
+func kubernetes(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		return rest.InClusterConfig()
+	}
+	rules := &clientcmd.ClientConfigLoadingRules{Precedence: filepath.SplitList(kubeconfig)}
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
+}
+
+// A part is something we depend on that may come and go. Each change is logged once.
+type part struct {
+	name   string
+	health *daemon.Health
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	broken bool
+}
+
+func (p *part) report(err error) {
+	p.health.Report(p.name, err)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case err != nil && !p.broken:
+		p.log.Warn("unreachable, trying again", "service", p.name, "err", err)
+	case err == nil && p.broken:
+		p.log.Info("reachable again", "service", p.name)
+	}
+	p.broken = err != nil
+}
+
+// A reportingQueue tells whether we are subscribed.
+type reportingQueue struct {
+	queue.Queue[queue.Worker]
+	report func(error)
+}
+
+// Subscribe implements [queue.Queue].
+func (q reportingQueue) Subscribe(ctx context.Context, opts queue.SubscribeOptions) (queue.Subscription[queue.Worker], error) {
+	sub, err := q.Queue.Subscribe(ctx, opts)
+	if ctx.Err() == nil {
+		q.report(err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return reportingSubscription{sub, q.report}, nil
+}
+
+type reportingSubscription struct {
+	queue.Subscription[queue.Worker]
+	report func(error)
+}
+
+// Next implements [queue.Subscription].
+func (s reportingSubscription) Next(ctx context.Context) (queue.Delivery[queue.Worker], error) {
+	d, err := s.Subscription.Next(ctx)
+	if err != nil && ctx.Err() == nil {
+		s.report(err)
+	}
+	return d, err
+}

@@ -1,0 +1,139 @@
+package logs
+
+import (
+	"hash/crc32"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
+)
+
+// castagnoli is the polynomial of the protocol's checksum, which CPUs compute.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// A Cursor is a place in the log of one container instance, just behind a line.
+// The zero Cursor is its beginning.
+//
+// Kubernetes resumes a log at a whole second, so a time alone would repeat or
+// lose the rest of that second: LinesInSecond says how many of its lines lie
+// before the cursor.
+type Cursor struct {
+	// Sequence is the number of the last line, counted from 1.
+	Sequence uint64
+	// Time is when the last line was written, in nanoseconds since 1970, as the
+	// container runtime stamped it.
+	Time int64
+	// LinesInSecond is how many lines up to here were stamped within the second of Time.
+	LinesInSecond uint32
+	// Bytes is the total length of the lines, line ends not counted.
+	Bytes uint64
+	// Checksum is the CRC-32C of the lines, each followed by one line feed.
+	Checksum uint32
+}
+
+// Second returns the whole second that the last line was stamped in.
+func (c Cursor) Second() int64 { return floorSecond(c.Time) }
+
+// Since returns where to begin a read that finds the cursor's line again: one
+// second early, because stamps of stdout and stderr may be out of order by a
+// little, and the kubelet leaves out every line that is older than it was asked for.
+func (c Cursor) Since() time.Time {
+	if c.Sequence == 0 {
+		return time.Time{}
+	}
+	return time.Unix(c.Second()-1, 0).UTC()
+}
+
+// advance moves the cursor behind a line. The text ends with a line feed.
+func (c *Cursor) advance(stamp int64, text []byte, inSecond uint32) {
+	c.Sequence++
+	c.Time = stamp
+	c.LinesInSecond = inSecond
+	c.Bytes += uint64(len(text) - 1)
+	c.Checksum = crc32.Update(c.Checksum, castagnoli, text)
+}
+
+// position translates the cursor for the server.
+func (c Cursor) position() *logsv1.Position {
+	return &logsv1.Position{
+		Sequence:      c.Sequence,
+		Time:          timestamp(c.Time),
+		LinesInSecond: c.LinesInSecond,
+		Bytes:         c.Bytes,
+		Checksum:      c.Checksum,
+	}
+}
+
+// cursorOf translates a position that the server gave back. Nil is the beginning.
+func cursorOf(p *logsv1.Position) Cursor {
+	if p.GetSequence() == 0 {
+		return Cursor{}
+	}
+	return Cursor{
+		Sequence:      p.GetSequence(),
+		Time:          p.GetTime().GetSeconds()*int64(time.Second) + int64(p.GetTime().GetNanos()),
+		LinesInSecond: p.GetLinesInSecond(),
+		Bytes:         p.GetBytes(),
+		Checksum:      p.GetChecksum(),
+	}
+}
+
+func timestamp(nanos int64) *timestamppb.Timestamp {
+	second := floorSecond(nanos)
+	return &timestamppb.Timestamp{Seconds: second, Nanos: int32(nanos - second*int64(time.Second))} //nolint:gosec // below one second
+}
+
+func floorSecond(nanos int64) int64 {
+	second := nanos / int64(time.Second)
+	if nanos%int64(time.Second) < 0 {
+		second--
+	}
+	return second
+}
+
+// seconds counts lines by the second they were stamped in. It remembers some
+// seconds besides the current one, because stamps may step back.
+type seconds struct {
+	second int64
+	lines  uint32
+	past   []secondCount
+}
+
+type secondCount struct {
+	second int64
+	lines  uint32
+}
+
+// rememberedSeconds is how many seconds with lines are remembered besides the current one.
+const rememberedSeconds = 32
+
+// count adds a line and returns how many lines its second has now.
+func (s *seconds) count(second int64) uint32 {
+	if second != s.second {
+		s.turn(second)
+	}
+	s.lines++
+	return s.lines
+}
+
+// turn makes another second the current one.
+func (s *seconds) turn(second int64) {
+	old := secondCount{s.second, s.lines}
+	s.second, s.lines = second, 0
+	for i, p := range s.past {
+		if p.second == second {
+			s.lines = p.lines
+			s.past = append(s.past[:i], s.past[i+1:]...)
+			break
+		}
+	}
+	if old.lines == 0 {
+		return
+	}
+	if len(s.past) == rememberedSeconds {
+		copy(s.past, s.past[1:])
+		s.past = s.past[:len(s.past)-1]
+	}
+	s.past = append(s.past, old)
+}

@@ -1,0 +1,301 @@
+package logs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"time"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
+)
+
+// A Read says what to read of a log.
+type Read struct {
+	Instance
+	// Since is the time of the oldest line that is wanted, a whole second; zero
+	// for all lines.
+	Since time.Time
+	// Previous asks for the container's previous log.
+	Previous bool
+	// Follow asks to go on until the container ends.
+	Follow bool
+}
+
+// OpenFunc opens a log as Kubernetes gives it: each line begins with its time stamp
+// and a space. It is a function so that tests can break a log at will.
+type OpenFunc func(ctx context.Context, read Read) (io.ReadCloser, error)
+
+var (
+	// errLost says that a read has passed the place of the line that it was to go on behind.
+	errLost = errors.New("the last line is not in the log any more")
+	// errShort says that a read has ended before that place.
+	errShort = errors.New("the log ends before its last line")
+)
+
+const (
+	// endWait is how long an instance whose log has ended may still be called
+	// running before its log is opened again. Kubernetes tells of an end a little
+	// later than the log does, and a log that is opened too early might be the
+	// next instance's.
+	endWait = 5 * time.Second
+	// lastTries is how often the log of an ended instance is tried when the
+	// kubelet says that it has none.
+	lastTries = 8
+	// shortTries is how often a log may end before the line to go on behind until
+	// that line counts as lost: a connection that breaks can look like an end.
+	shortTries = 3
+)
+
+// followerConfig is what all followers share.
+type followerConfig struct {
+	open       OpenFunc
+	client     logsv1.LogServiceClient
+	outage     *outage // of the log server
+	sources    *outage // of the cluster
+	metrics    *metrics
+	policy     backoff.Policy
+	endWait    time.Duration
+	ackTimeout time.Duration
+	closeWait  time.Duration
+}
+
+// A follower moves the log of one instance to the server.
+type follower struct {
+	followerConfig
+	instance Instance
+	// state returns what the cluster says, and a channel that is closed when it changes.
+	state  func() (State, <-chan struct{})
+	window *window
+	log    *slog.Logger
+}
+
+// errDraining says that a log isn't complete because the relay is to stop.
+var errDraining = errors.New("the relay is shutting down")
+
+// run returns nil once the server has the whole log. When drain is closed it
+// sends what is read and returns errDraining. Otherwise it ends with ctx.
+func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
+	f.metrics.followers.Inc()
+	defer f.metrics.followers.Dec()
+	defer f.window.release()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		f.read(ctx)
+	}()
+	go func() {
+		select {
+		case <-drain:
+			f.window.drain()
+		case <-ctx.Done():
+		}
+	}()
+	err := f.send(ctx)
+	cancel()
+	<-read
+	return err
+}
+
+// read puts the log into the window, from wherever the server wants it, as often
+// as the server wants it, until ctx ends.
+func (f *follower) read(ctx context.Context) {
+	select {
+	case <-f.window.ready:
+	case <-ctx.Done():
+	}
+	for ctx.Err() == nil {
+		reading, stop := context.WithCancel(ctx)
+		generation := f.window.attach(stop)
+		if f.readAll(reading, generation) {
+			f.window.finish(generation)
+		}
+		<-reading.Done()
+		stop()
+	}
+}
+
+// readAll keeps the reading going and reports whether the log was read to its
+// end: by a read that began when the instance had ended, and found nothing new.
+func (f *follower) readAll(ctx context.Context, generation int) bool {
+	var (
+		failures int
+		short    int
+		byTime   bool // go on by time, because the last line is not found
+		atEnd    bool // the last read came to the end of the log
+	)
+	for attempt := range f.policy.Attempts(ctx) {
+		if f.window.isDraining() {
+			return false
+		}
+		if attempt.Number > 1 {
+			f.metrics.reconnects.WithLabelValues("kubelet").Inc()
+		}
+		state, _ := f.state()
+		if state.Gone {
+			if !atEnd {
+				f.truncated(ctx, "the pod or its log is gone")
+			}
+			return true
+		}
+		progress, err := f.readOnce(ctx, generation, state, byTime)
+		if progress {
+			attempt.Progress()
+			failures, byTime = 0, false
+		}
+		if progress || err == nil {
+			f.sources.over(ctx)
+		}
+		atEnd = err == nil
+		switch {
+		case ctx.Err() != nil || errors.Is(err, errMoved):
+			return false
+		case err == nil && state.Ended && !progress:
+			return true
+		case err == nil && state.Ended:
+			continue // one more read proves that nothing is left
+		case err == nil || errors.Is(err, errLost) || errors.Is(err, errShort):
+			if errors.Is(err, errShort) {
+				short++
+			} else {
+				short = 0
+			}
+			if !state.Ended && f.awaitEnd(ctx) {
+				continue // with the new state; should it be the same log, then exactly
+			}
+			byTime = errors.Is(err, errLost) || short >= shortTries
+			continue
+		}
+		if failures++; !f.sources.explains(ctx, err) && failures == 1 {
+			f.log.WarnContext(ctx, "reading again", "err", err)
+		}
+		if state.Ended && failures >= lastTries && unreadable(err) {
+			f.truncated(ctx, err.Error())
+			return true
+		}
+	}
+	return false
+}
+
+// awaitEnd reports whether the cluster says within endWait that the instance has ended.
+func (f *follower) awaitEnd(ctx context.Context) bool {
+	timer := time.NewTimer(f.endWait)
+	defer timer.Stop()
+	for {
+		state, changed := f.state()
+		if state.Ended {
+			return true
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+func (f *follower) truncated(ctx context.Context, reason string) {
+	f.metrics.truncated.Inc()
+	f.log.WarnContext(ctx, "the end of a log may be missing", "reason", reason, "lines", f.window.end().Sequence)
+}
+
+// unreachable reports whether an error is about the way to the logs, and not an
+// answer about one of them.
+func unreachable(err error) bool {
+	var notice *noticeError
+	var answer apierrors.APIStatus
+	return !errors.As(err, &notice) && !errors.As(err, &answer)
+}
+
+// unreadable reports whether the kubelet says that there is no such log.
+func unreadable(err error) bool {
+	var notice *noticeError
+	return errors.As(err, &notice) || apierrors.IsNotFound(err) || apierrors.IsBadRequest(err)
+}
+
+// readOnce reads from the window's tail until the log ends, in which case the
+// error is nil, or breaks. It reports whether it has added lines.
+func (f *follower) readOnce(ctx context.Context, generation int, state State, byTime bool) (progress bool, err error) {
+	from := f.window.end()
+	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended}
+	body, err := f.open(ctx, read)
+	if err != nil {
+		return false, err
+	}
+	defer body.Close() //nolint:errcheck // nothing was written
+	// A read that is blocked in its body does not see ctx by itself.
+	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
+	lines := newLineReader(body, f.metrics.cutLines.Inc)
+
+	stamp, text, err := f.find(lines, from, byTime, generation)
+	for ; err == nil; stamp, text, err = lines.next() {
+		if err := f.window.add(ctx, generation, stamp, text); err != nil {
+			return progress, err
+		}
+		progress = true
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		return progress, nil
+	case errors.Is(err, errTorn) && !state.Ended:
+		// The rest of the line is yet to be written. It is read again as a whole.
+		return progress, nil
+	case errors.Is(err, errTorn):
+		return true, f.window.add(ctx, generation, stamp, text)
+	case errors.Is(err, errLost) || errors.Is(err, errShort):
+		return progress, err
+	default:
+		return progress, fmt.Errorf("reading the log: %w", err)
+	}
+}
+
+// find returns the first line behind the cursor.
+func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation int) (int64, []byte, error) {
+	if from.Sequence == 0 {
+		return lines.next()
+	}
+	var (
+		seen     seconds
+		headless error
+	)
+	for {
+		stamp, text, err := lines.next()
+		var noStamp *noticeError
+		switch {
+		case errors.As(err, &noStamp) && seen.lines == 0:
+			// It may be the rest of a line of which the beginning is older than
+			// what was asked for. If it is a notice, no line follows.
+			headless = err
+			continue
+		case errors.Is(err, io.EOF) && seen.lines == 0 && headless != nil:
+			return 0, nil, headless
+		case errors.Is(err, io.EOF) && !byTime:
+			return 0, nil, errShort
+		case err != nil && !errors.Is(err, errTorn):
+			return 0, nil, err
+		}
+		second := floorSecond(stamp)
+		switch count := seen.count(second); {
+		case byTime && stamp > from.Time:
+			f.metrics.inexactResumes.Inc()
+			return stamp, text, err
+		case byTime:
+		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time:
+			f.window.recount(generation, seen)
+			if err != nil { // the last line of an ended log may have no line end
+				return 0, nil, io.EOF
+			}
+			return lines.next()
+		case second == from.Second() && count >= from.LinesInSecond, second > from.Second()+1:
+			return 0, nil, errLost
+		}
+	}
+}
