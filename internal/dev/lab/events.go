@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -77,6 +78,9 @@ func (e *Events) read(ctx context.Context, stream, last string) ([]goredis.XMess
 		res, err := e.rdb.XRead(ctx, &goredis.XReadArgs{Streams: []string{stream, last}, Block: time.Second}).Result()
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // the client saw the end of ctx before ctx did
+			return nil, context.DeadlineExceeded
 		}
 		if errors.Is(err, goredis.Nil) {
 			continue

@@ -1,5 +1,5 @@
 // Package release installs the chart through Helm's Go SDK, as `helm upgrade
-// --install --wait` and `helm uninstall --wait` would.
+// --install --wait` and `helm uninstall --wait --cascade foreground` would.
 package release
 
 import (
@@ -75,6 +75,7 @@ func Remove(opts Options) error {
 	}
 	uninstall := action.NewUninstall(cfg)
 	uninstall.Wait, uninstall.Timeout, uninstall.IgnoreNotFound = true, opts.Timeout, true
+	uninstall.DeletionPropagation = "foreground" // else the main pod outlives its Deployment a little
 	if _, err := uninstall.Run(opts.Name); err != nil {
 		return fmt.Errorf("uninstalling release %s: %w", opts.Name, err)
 	}
