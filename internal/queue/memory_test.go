@@ -369,7 +369,7 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 	want := map[string]float64{
 		"ottoscaler_queue_connections/producer":    1,
 		"ottoscaler_queue_connections/subscriber":  1,
-		"ottoscaler_queue_credit_items":            1,
+		"ottoscaler_queue_credit_items":            2,
 		"ottoscaler_queue_items/blocked":           1,
 		"ottoscaler_queue_items/leased":            0,
 		"ottoscaler_queue_items/ready":             1,
