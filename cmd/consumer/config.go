@@ -38,11 +38,11 @@ type Config struct {
 	// be the same after a restart, which then goes on at once where it ended.
 	RedisConsumer string `split_words:"true" desc:"name within the group; default: the host name"`
 
-	// ReclaimAfter must be longer than Redis is ever out of reach for one consumer
-	// only: the entries of one that is cut off are taken over, and act twice if it
-	// was at work on them. Entries of a consumer that is silent altogether are
-	// taken over after ten seconds, if that is less.
-	ReclaimAfter time.Duration `split_words:"true" default:"1m" desc:"how long an entry may be neglected before another consumer takes it over"`
+	// ReclaimAfter is how long a single entry may be without a sign of life. All
+	// entries of a consumer that is silent altogether are taken over after ten
+	// seconds, or after this if it is less: so one that is cut off from Redis for
+	// longer than that has its events act elsewhere, while it may be at work on them.
+	ReclaimAfter time.Duration `split_words:"true" default:"1m" desc:"how long an entry may be neglected before another consumer takes it over; those of a silent consumer: 10s, or this if less"`
 	// MaxEventBytes bounds the memory that one event takes, here and in the scaler.
 	MaxEventBytes int `split_words:"true" default:"262144" desc:"size of an entry beyond which it is rejected"`
 	// ResultsMaxLen bounds the results stream. A producer that looks for a result

@@ -137,10 +137,11 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 	defer client.Close() //nolint:errcheck // the server has ended then
 	serving, stopServing := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	release := make(chan struct{})
+	started, release := make(chan struct{}), make(chan struct{})
 	go func() {
 		served <- queue.Serve(serving, client.Events(), queue.SubscribeOptions{Name: "test", Credits: 4}, slog.New(slog.DiscardHandler),
 			func(_ context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+				close(started) // a second delivery would panic
 				<-release
 				return queue.Finish("did "+d.Value.TaskID, nil)
 			})
@@ -151,6 +152,11 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitPending(t, rdb, cfg, 1)
+	select {
+	case <-started: // it may be pending a moment before it is offered
+	case <-time.After(15 * time.Second):
+		t.Fatal("the event does not arrive")
+	}
 
 	cancel() // told to stop while the event is in work
 	time.Sleep(100 * time.Millisecond)

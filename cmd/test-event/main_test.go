@@ -162,6 +162,24 @@ func TestJSONIsOneObjectOnALine(t *testing.T) {
 	}
 }
 
+func TestVariablesOfTheWorkerAreSentButNotShown(t *testing.T) {
+	server := setUp(t)
+	for _, output := range []string{"text", "json"} {
+		code, stdout, stderr := call(t, "-o", output, "--field", "env.TOKEN=hunter2", "--field", "branch=main")
+		if code != exitDone {
+			t.Fatalf("exit %d: %s", code, stderr)
+		}
+		if strings.Contains(stdout+stderr, "hunter2") || !strings.Contains(stdout, "env.TOKEN") || !strings.Contains(stdout, "main") {
+			t.Errorf("-o %s shows %s%s", output, stdout, stderr)
+		}
+	}
+	for _, fields := range sent(t, server) {
+		if fields["env.TOKEN"] != "hunter2" {
+			t.Errorf("sent %v", fields)
+		}
+	}
+}
+
 func TestTheEnvironmentFileFillsInWhatIsNotSet(t *testing.T) {
 	server := setUp(t)
 	file := filepath.Join(t.TempDir(), "jinwoo.env")

@@ -61,7 +61,7 @@ func (s *sender) send(ctx context.Context) error {
 			return s.explain(err)
 		}
 		sent[id] = time.Now()
-		if err := s.show(record{Event: id, Status: "sent", Stream: s.cli.RedisStream, Fields: fields}); err != nil {
+		if err := s.show(record{Event: id, Status: "sent", Stream: s.cli.RedisStream, Fields: withoutSecrets(fields)}); err != nil {
 			return err
 		}
 	}
@@ -218,6 +218,18 @@ func (b backlog) String() string {
 		unread = "an unknown number"
 	}
 	return fmt.Sprintf("backlog   group %s: %s unread, %d in work or waiting for a consumer, %d consumers", b.Group, unread, b.Pending, b.Consumers)
+}
+
+// withoutSecrets hides the variables of the worker, as the logs do: what we print
+// often ends up in the log of a CI job.
+func withoutSecrets(fields map[string]string) map[string]string {
+	shown := maps.Clone(fields)
+	for name := range shown {
+		if strings.HasPrefix(name, "env.") {
+			shown[name] = "***"
+		}
+	}
+	return shown
 }
 
 // list shows fields on one line, each cut to a readable length.

@@ -11,7 +11,14 @@ func (c *Consumer) Sample(ctx context.Context) error { return c.sample(ctx) }
 // SetVanished has consumers count as gone after d, without the net of reclaiming
 // single entries, which depends on ReclaimAfter. It is called before Run.
 func (c *Consumer) SetVanished(d time.Duration) {
-	reclaim, refresh := c.pace.reclaim, c.pace.refresh
+	was := c.pace
 	c.pace = paceFor(d)
-	c.pace.reclaim, c.pace.refresh = reclaim, refresh
+	c.pace.reclaim, c.pace.refresh, c.pace.forget = was.reclaim, was.refresh, was.forget
 }
+
+// SetForget has the names of silent consumers without entries be removed after d.
+// It is called before Run.
+func (c *Consumer) SetForget(d time.Duration) { c.pace.forget = d }
+
+// MaxInFlight is how many events a consumer holds at most.
+const MaxInFlight = maxInFlight

@@ -40,7 +40,10 @@ type world struct {
 	t      testing.TB
 	server *redis.Server
 	user   string // whom members log in as
-	rdb    *goredis.Client
+	db     int    // number of the database
+	// beforeSettle, if set, runs before members take an event out of their queue.
+	beforeSettle func(id string)
+	rdb          *goredis.Client
 }
 
 func newWorld(t testing.TB, opts redis.Options) *world {
@@ -49,6 +52,29 @@ func newWorld(t testing.TB, opts redis.Options) *world {
 	rdb := server.Client()
 	t.Cleanup(func() { _ = rdb.Close() }) // the server ends anyway
 	return &world{t: t, server: server, rdb: rdb}
+}
+
+// use has all that follows happen in another database.
+func (w *world) use(db int) {
+	opts := *w.rdb.Options()
+	opts.DB = db
+	w.db, w.rdb = db, goredis.NewClient(&opts)
+	rdb := w.rdb
+	w.t.Cleanup(func() { _ = rdb.Close() }) // the server ends anyway
+}
+
+// consumers returns the names that the group knows.
+func (w *world) consumers() []string {
+	w.t.Helper()
+	all, err := w.rdb.XInfoConsumers(w.t.Context(), events, group).Result()
+	if err != nil && !goredis.HasErrorPrefix(err, "NOGROUP") {
+		w.t.Fatal(err)
+	}
+	var names []string
+	for _, c := range all {
+		names = append(names, c.Name)
+	}
+	return names
 }
 
 func (w *world) send(pairs ...string) string {
@@ -164,17 +190,42 @@ func (w *world) join(name string, configs ...config) *member {
 		c(&cfg)
 	}
 	m := &member{t: w.t, reg: prometheus.NewRegistry(), log: &lines{}, health: errStarting}
-	server := stream.Server{Host: w.server.Host, Port: w.server.Port, Username: w.user, Password: w.server.Password}
+	server := stream.Server{Host: w.server.Host, Port: w.server.Port, Username: w.user, Password: w.server.Password, DB: w.db}
 	m.rdb = stream.NewClient(server, name)
 	reads := stream.NewClient(server, name)
 	w.t.Cleanup(func() { _, _ = m.rdb.Close(), reads.Close() }) // nothing is left to write
 	m.queue = queue.NewMemory[scaleevent.Event](queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
-	m.Consumer = stream.New(cfg, m.rdb, reads, m.queue, func(err error) {
+	var q stream.Queue = m.queue
+	if w.beforeSettle != nil {
+		q = &watchedQueue{Queue: q, beforeSettle: w.beforeSettle}
+	}
+	m.Consumer = stream.New(cfg, m.rdb, reads, q, func(err error) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.health = err
 	}, m.reg, slog.New(slog.NewTextHandler(io.MultiWriter(m.log, testWriter{w.t}), nil)).With("member", name))
 	return m
+}
+
+// watchedQueue is a queue whose Settle can be held up.
+type watchedQueue struct {
+	stream.Queue
+	beforeSettle func(id string)
+}
+
+func (q *watchedQueue) Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error) {
+	p, err := q.Queue.Produce(ctx, name)
+	return &watchedProducer{Producer: p, beforeSettle: q.beforeSettle}, err
+}
+
+type watchedProducer struct {
+	queue.Producer[scaleevent.Event]
+	beforeSettle func(id string)
+}
+
+func (p *watchedProducer) Settle(ctx context.Context, id string) error {
+	p.beforeSettle(id)
+	return p.Producer.Settle(ctx, id)
 }
 
 func (m *member) run() *member {
@@ -262,6 +313,12 @@ func (h *hands) resolve(d queue.Delivery[scaleevent.Event], v queue.Verdict) {
 // finishAll has a subscriber that is done with everything at once. It returns the
 // IDs that it has seen so far.
 func (m *member) finishAll(credits int) func() []string {
+	return m.serve(credits, func(context.Context) bool { return true })
+}
+
+// serve has a subscriber that is done with an event when act returns true. It
+// returns the IDs of those.
+func (m *member) serve(credits int, act func(ctx context.Context) bool) func() []string {
 	var mu sync.Mutex
 	var seen []string
 	ctx, cancel := context.WithCancel(context.Background())
@@ -269,7 +326,10 @@ func (m *member) finishAll(credits int) func() []string {
 	go func() {
 		defer close(done)
 		_ = queue.Serve(ctx, m.queue, queue.SubscribeOptions{Name: "all", Credits: credits}, slog.New(slog.DiscardHandler),
-			func(_ context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+			func(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+				if !act(ctx) {
+					return queue.RetryAfter(0, "did not act")
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				seen = append(seen, d.ID)

@@ -44,11 +44,11 @@ func (l *link) failed(doing string, err error) {
 			return
 		}
 		l.away = true
-		message := "Redis is away, trying again"
 		if redis.HasErrorPrefix(err, "WRONGPASS") || redis.HasErrorPrefix(err, "NOAUTH") {
-			message = "Redis refuses the credentials, trying again"
+			l.log.Warn("Redis refuses the credentials, trying again", "while", doing, "err", err)
+		} else {
+			l.log.Warn("Redis is away, trying again", "while", doing, "err", err)
 		}
-		l.log.Warn(message, "while", doing, "err", err)
 	}
 	l.reported = true
 	l.health(fmt.Errorf("%s: %w", doing, err))
@@ -58,13 +58,14 @@ func (l *link) failed(doing string, err error) {
 func (l *link) works(doing string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.away {
+	switch {
+	case l.away:
 		l.away = false
 		l.log.Info("Redis is back")
-	} else if l.refused[doing] {
+	case l.refused[doing]:
 		delete(l.refused, doing)
 		l.log.Info("Redis does it again", "while", doing)
-	} else if l.reported {
+	case l.reported:
 		return
 	}
 	if len(l.refused) == 0 {

@@ -95,8 +95,12 @@ func (c *Consumer) refresh(ctx context.Context) error {
 }
 
 // standBy lets go of what is in flight. The entries stay pending: whoever serves
-// the group next takes them over, be it this consumer.
+// the group next takes them over, be it this consumer. A subscriber may return in
+// the middle of this; the reader offers nothing until it is over, or newer events
+// would act before those that are let go of, and then reads all of them again.
 func (c *Consumer) standBy(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+	c.offering.Lock()
+	defer c.offering.Unlock()
 	c.stoodBy.Store(true)
 	c.requestReplay()
 	released := 0

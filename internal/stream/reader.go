@@ -64,15 +64,6 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 			}
 			adopted = true
 		}
-		select {
-		case <-c.replay:
-			if err := c.readOwn(ctx, producer); err != nil {
-				c.requestReplay()
-				return err
-			}
-			continue // the credit is another now
-		default:
-		}
 		n, landed := c.flying()
 		if n >= maxInFlight {
 			select {
@@ -81,6 +72,17 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 				return ctx.Err()
 			}
 			continue
+		}
+		select {
+		case <-c.replay:
+			c.own = "0"
+		default:
+		}
+		if c.own != "" {
+			if err := c.readOwn(ctx, producer); err != nil {
+				return err
+			}
+			continue // the credit is another now
 		}
 		if err := c.readNew(ctx, producer, min(credit, maxInFlight-n)); err != nil {
 			return err
@@ -105,6 +107,11 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("reading stream %s: %w", c.cfg.Stream, c.heal(ctx, err))
 	}
+	c.offering.Lock()
+	defer c.offering.Unlock()
+	if c.stoodBy.Load() {
+		return nil // what was read stays in the PEL, behind what we let go of
+	}
 	for _, s := range streams {
 		for _, entry := range s.Messages {
 			c.metrics.read.Inc()
@@ -116,31 +123,48 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 	return nil
 }
 
-// readOwn reads what is pending for us from the beginning, page by page, and
-// offers what is not in flight.
+// readOwn reads what is pending for us, page by page, and offers what is not in
+// flight. It stops at the end, or when it may not offer more; c.own says which.
 func (c *Consumer) readOwn(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
-	for last := "0"; ; {
+	for {
 		streams, err := c.rdb.XReadGroup(ctx, &redis.XReadGroupArgs{
-			Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, last},
+			Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, c.own},
 			Count: page, Block: -1,
 		}).Result()
 		if err != nil && !errors.Is(err, redis.Nil) {
 			return fmt.Errorf("reading our pending entries of stream %s: %w", c.cfg.Stream, c.heal(ctx, err))
 		}
 		if len(streams) == 0 || len(streams[0].Messages) == 0 {
+			c.own = ""
 			return nil
 		}
-		for _, entry := range streams[0].Messages {
-			last = entry.ID
-			if c.look(entry.ID) != nil {
-				continue
+		more, err := c.offerOwn(ctx, producer, streams[0].Messages)
+		if err != nil || !more {
+			return err
+		}
+	}
+}
+
+// offerOwn offers a page of our own entries. It returns false if it had to stop.
+func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage) (more bool, err error) {
+	c.offering.Lock()
+	defer c.offering.Unlock()
+	if c.stoodBy.Load() {
+		return false, nil // all of it is read again
+	}
+	for _, entry := range entries {
+		if c.look(entry.ID) == nil {
+			if n, _ := c.flying(); n >= maxInFlight {
+				return false, nil
 			}
 			c.metrics.redelivered.Inc()
 			if err := c.accept(ctx, producer, entry); err != nil {
-				return err
+				return false, err
 			}
 		}
+		c.own = entry.ID
 	}
+	return true, nil
 }
 
 // accept offers an entry, or rejects it. An error means that the stream or the

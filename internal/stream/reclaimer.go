@@ -82,10 +82,6 @@ func (c *Consumer) others(ctx context.Context) ([]redis.XInfoConsumer, error) {
 	return others, nil
 }
 
-// forgetAfter is how long a consumer without entries may be silent before its name
-// is removed. Every pod has a name of its own, so they would pile up.
-const forgetAfter = 24 * time.Hour
-
 // claimVanished takes over all entries of consumers that give no sign of life. It
 // returns how many.
 func (c *Consumer) claimVanished(ctx context.Context) (int, error) {
@@ -105,7 +101,7 @@ func (c *Consumer) claimVanished(ctx context.Context) (int, error) {
 			if n > 0 {
 				c.log.InfoContext(ctx, "took over from a vanished consumer", "consumer", other.Name, "entries", n, "silent_for", other.Idle)
 			}
-		case other.Pending == 0 && other.Idle >= forgetAfter:
+		case other.Pending == 0 && other.Idle >= c.pace.forget:
 			if err := c.forget(ctx, other.Name); err != nil {
 				return total, err
 			}
@@ -202,15 +198,21 @@ func (c *Consumer) reportTrimmed(ctx context.Context, ids []string) error {
 	return nil
 }
 
-// forget removes the name of a consumer that has had nothing for a day. Removing a
-// consumer drops what it has pending, which is why it must be nothing.
+// forgetScript removes a consumer that has nothing pending, in one step: removing a
+// consumer drops what it has pending, and it may come back at any moment.
+const forgetScript = `
+if #redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1, ARGV[2]) > 0 then
+	return 0
+end
+redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+return 1
+`
+
+// forget removes the name of a consumer that has been silent for long. It may be
+// that of a standby, which is silent too: its next read enters it again.
 func (c *Consumer) forget(ctx context.Context, consumer string) error {
-	dropped, err := c.rdb.XGroupDelConsumer(ctx, c.cfg.Stream, c.cfg.Group, consumer).Result()
-	if err != nil {
+	if err := c.rdb.Eval(ctx, forgetScript, []string{c.cfg.Stream}, c.cfg.Group, consumer).Err(); err != nil {
 		return fmt.Errorf("removing consumer %s: %w", consumer, err)
-	}
-	if dropped > 0 {
-		c.log.ErrorContext(ctx, "a consumer came back at the moment it was removed: its entries are lost", "consumer", consumer, "entries", dropped)
 	}
 	return nil
 }

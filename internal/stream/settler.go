@@ -19,10 +19,10 @@ import (
 func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
 	for {
 		outcome, err := producer.Outcome(ctx)
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil {
+		case err != nil:
 			return fmt.Errorf("waiting for outcomes: %w", err)
 		}
 		if !c.settle(ctx, outcome) {

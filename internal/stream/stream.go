@@ -83,8 +83,14 @@ type Consumer struct {
 	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
 	lastRead string             // the highest entry ID that we have read; guarded by mu
 
-	// stoodBy is set when events were let go of, until the reader knows.
+	// offering is held while events are offered, and while they are let go of.
+	offering sync.Mutex
+	// stoodBy is set when events were let go of, until the reader knows. It is set
+	// with offering held; the reader offers nothing while it is set.
 	stoodBy atomic.Bool
+	// own is where the reader goes on in our own pending entries: empty when it has
+	// read them all. Only the reader uses it.
+	own string
 }
 
 // A flight is an event between its acceptance and its stored outcome.
@@ -94,16 +100,20 @@ type flight struct {
 	settling bool // its outcome is being stored; guarded by the consumer's mu
 }
 
-// maxInFlight bounds what we hold in memory, whatever the queue would take.
+// maxInFlight bounds what we hold in memory, whatever the queue would take. Beyond
+// it, what is ours already waits in the PEL, and what is new in the stream. What is
+// ours heeds no other bound: it waits better in the queue, whose events are shown
+// to be cared for, than in the PEL, where someone else may claim it.
 const maxInFlight = 4096
 
-// pace is how often things are done. All of it follows from [Config.ReclaimAfter].
+// pace is how often things are done. It follows from [Config.ReclaimAfter].
 type pace struct {
 	beat     time.Duration // between two signs of life
 	standby  time.Duration // without a subscriber, until we let go of what we hold
 	vanished time.Duration // without a sign of life, until a consumer counts as gone
 	refresh  time.Duration // an entry's idle time at which we say that we still have it
 	reclaim  time.Duration // between two looks for entries that nobody cares for
+	forget   time.Duration // without a sign of life, until the name of a consumer without entries is removed
 }
 
 // paceFor keeps one order: a consumer lets go of what it holds before it counts as
@@ -116,6 +126,7 @@ func paceFor(reclaimAfter time.Duration) pace {
 		vanished: vanished,
 		refresh:  reclaimAfter / 3,
 		reclaim:  reclaimAfter / 2,
+		forget:   24 * time.Hour, // every pod has a name of its own, so they would pile up
 	}
 }
 

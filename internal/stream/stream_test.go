@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -307,6 +308,151 @@ func TestAConsumerWithoutSubscriberLetsGoAndDoesNotActLater(t *testing.T) {
 	if got := len(w.resultsOf(id)); got != 1 {
 		t.Errorf("the event has %d results", got)
 	}
+}
+
+func TestASubscriberThatReturnsWhileEventsAreLetGoGetsAllInOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	w.beforeSettle = func(string) {
+		once.Do(func() {
+			close(reached)
+			<-goOn
+		})
+	}
+	m := w.join("a")
+	m.SetVanished(2 * time.Second)
+	h := m.run().subscribe(4)
+	want := []string{w.up("t"), w.send("type", "scale_down", "task_id", "t")}
+	h.await(1) // the second waits behind the first
+	eventually(t, "both to be pending", func() bool { return w.pendingCount() == 2 })
+	h.leave()
+	<-reached // it has begun to let go, newest first
+
+	act := make(chan struct{})
+	seen := m.serve(4, func(ctx context.Context) bool {
+		select {
+		case <-act:
+		case <-ctx.Done():
+		}
+		return ctx.Err() == nil
+	})
+	want = append(want, w.up("t"))
+	time.Sleep(500 * time.Millisecond) // the reader may read that now
+	close(goOn)
+	eventually(t, "all to be let go of", func() bool { return len(m.log.with("letting go")) == 1 })
+	time.Sleep(100 * time.Millisecond) // the handler learns of it
+	close(act)
+	eventually(t, "all three", func() bool { return len(seen()) >= 3 })
+	if diff := cmp.Diff(want, seen()); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+func TestWhatWasOursBeforeIsOfferedOnlyAsFarAsWeMayHoldIt(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	const n = stream.MaxInFlight + 150 // more than a page beyond the bound
+	if err := w.rdb.XGroupCreateMkStream(t.Context(), events, group, "0").Err(); err != nil {
+		t.Fatal(err)
+	}
+	tx := w.rdb.Pipeline()
+	var added *goredis.StringCmd
+	for i := range n {
+		added = tx.XAdd(t.Context(), &goredis.XAddArgs{Stream: events, Values: []string{"type", "scale_up", "task_id", fmt.Sprint(i)}})
+	}
+	tx.XReadGroup(t.Context(), &goredis.XReadGroupArgs{Group: group, Consumer: "a", Streams: []string{events, ">"}, Count: n, Block: -1})
+	if _, err := tx.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.pendingCount(); got != n {
+		t.Fatalf("pending = %d, want %d", got, n)
+	}
+	next := w.send("type", "scale_down", "task_id", fmt.Sprint(n-1))
+
+	m := w.join("a").run()
+	h := m.subscribe(1)
+	held := func() int {
+		stats, err := m.queue.Stats(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stats.Ready + stats.Blocked + stats.Leased + stats.Unsettled
+	}
+	eventually(t, "as many as it may hold", func() bool { return held() >= stream.MaxInFlight })
+	time.Sleep(500 * time.Millisecond)
+	if got := held(); got != stream.MaxInFlight {
+		t.Errorf("it holds %d events, want %d", got, stream.MaxInFlight)
+	}
+	h.leave()
+	seen := m.finishAll(64)
+	eventually(t, "all", func() bool { return len(seen()) == n+1 })
+	if got := seen(); slices.Index(got, next) < slices.Index(got, added.Val()) {
+		t.Error("a new event acted before one of its task that was ours already")
+	}
+}
+
+func TestTheNameOfASilentConsumerIsRemovedUnlessItHasEntries(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	if err := w.rdb.XGroupCreateMkStream(t.Context(), events, group, "0").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"silent", "back"} {
+		if err := w.rdb.XGroupCreateConsumer(t.Context(), events, group, name).Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := w.join("a")
+	m.SetForget(500 * time.Millisecond)
+	// Between the look at it and its removal, "back" reads an entry.
+	id := make(chan string, 1)
+	var once sync.Once
+	m.rdb.AddHook(beforeCommand(func(cmd goredis.Cmder) {
+		if (cmd.Name() != "eval" && cmd.Name() != "xgroup") || !slices.Contains(cmd.Args(), any("back")) {
+			return
+		}
+		once.Do(func() {
+			tx := w.rdb.TxPipeline()
+			added := tx.XAdd(context.Background(), &goredis.XAddArgs{Stream: events, Values: []string{"type", "scale_up"}})
+			tx.XReadGroup(context.Background(), &goredis.XReadGroupArgs{Group: group, Consumer: "back", Streams: []string{events, ">"}, Block: -1})
+			if _, err := tx.Exec(context.Background()); err != nil {
+				t.Error(err)
+			}
+			id <- added.Val()
+		})
+	}))
+	m.run().finishAll(1)
+	eventually(t, "the silent one to be removed", func() bool { return !slices.Contains(w.consumers(), "silent") })
+	var want string
+	eventually(t, "a try to remove the other", func() bool {
+		select {
+		case want = <-id:
+			return true
+		default:
+			return false
+		}
+	})
+	time.Sleep(500 * time.Millisecond)
+	if diff := cmp.Diff(map[string][]string{"back": {want}}, w.pending()); diff != "" {
+		t.Errorf("pending (-want +got):\n%s", diff)
+	}
+}
+
+// beforeCommand runs before every single command.
+type beforeCommand func(goredis.Cmder)
+
+func (f beforeCommand) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+func (f beforeCommand) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		f(cmd)
+		return next(ctx, cmd)
+	}
+}
+
+func (f beforeCommand) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
+	return next
 }
 
 func TestAnAbandonedReadIsFoundByTheSweep(t *testing.T) {
@@ -763,6 +909,18 @@ func TestResultsAreBounded(t *testing.T) {
 
 func TestTheRightsInTheContractAreEnough(t *testing.T) {
 	t.Parallel()
+	for _, db := range []int{0, 1} {
+		t.Run(fmt.Sprintf("in database %d", db), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, redis.Options{})
+			w.use(db)
+			checkRights(t, w)
+		})
+	}
+}
+
+func checkRights(t *testing.T, w *world) {
+	t.Helper()
 	text, err := os.ReadFile("../../docs/event-contract.md")
 	if err != nil {
 		t.Fatal(err)
@@ -774,7 +932,6 @@ func TestTheRightsInTheContractAreEnough(t *testing.T) {
 	}
 	acl = strings.NewReplacer("\\\n", " ", ">PASSWORD", ">secret").Replace(acl)
 
-	w := newWorld(t, redis.Options{})
 	args := []any{"ACL", "SETUSER", "ottoscaler"}
 	for _, word := range strings.Fields(acl) {
 		args = append(args, word)
@@ -789,12 +946,14 @@ func TestTheRightsInTheContractAreEnough(t *testing.T) {
 	gone.stop()
 
 	w.user, w.server.Password = "ottoscaler", "secret"
-	m := w.join("a", reclaimAfter(time.Second)).run()
-	seen := m.finishAll(4)
+	m := w.join("a", reclaimAfter(time.Second))
+	m.SetForget(time.Second)
+	seen := m.run().finishAll(4)
 	bad, good := w.send("type", "explode"), w.up("t")
 	eventually(t, "all outcomes", func() bool {
 		return len(w.resultsOf(bad)) == 1 && len(w.resultsOf(good)) == 1 && len(w.resultsOf(left)) == 1
 	})
+	eventually(t, "the name of the vanished to be removed", func() bool { return !slices.Contains(w.consumers(), "gone") })
 	if err := w.rdb.XGroupDestroy(t.Context(), events, group).Err(); err != nil {
 		t.Fatal(err)
 	}

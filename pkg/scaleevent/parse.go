@@ -178,10 +178,10 @@ func (p *parser) number(field string, least, most int) *int {
 	return &small
 }
 
-// parseInt reads the one way to write an integer: no plus, spaces or underscores.
+// parseInt reads decimal digits and nothing else: no sign, spaces or underscores.
 func parseInt(s string) (int64, bool) {
 	n, err := strconv.ParseInt(s, 10, 64)
-	return n, err == nil && !strings.HasPrefix(s, "+")
+	return n, err == nil && s[0] != '+' && s[0] != '-'
 }
 
 // lastSecond is the end of the year 9999, the last that RFC 3339 can write.

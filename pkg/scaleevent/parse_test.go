@@ -48,51 +48,63 @@ func TestParseFillsInWhatIsLeftOut(t *testing.T) {
 		want scaleevent.Event
 	}{
 		"a scale-up adds one worker of its own task to the default pool": {
-			"1-0", fields{"type": "scale_up"},
+			"1-0",
+			fields{"type": "scale_up"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "1-0", Pool: "default", PodCount: number(1)},
 		},
 		"before it has an ID, it has no task": {
-			"", fields{"type": "scale_up"},
+			"",
+			fields{"type": "scale_up"},
 			scaleevent.Event{Type: scaleevent.ScaleUp, Pool: "default", PodCount: number(1)},
 		},
 		"a total without a task is about the pool": {
-			"1-0", fields{"type": "scale_up", "target_replicas": "4"},
+			"1-0",
+			fields{"type": "scale_up", "target_replicas": "4"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, Pool: "default", TargetReplicas: number(4)},
 		},
 		"a scale-down without a number removes all of its task": {
-			"1-0", fields{"type": "scale_down", "task_id": "t"},
+			"1-0",
+			fields{"type": "scale_down", "task_id": "t"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleDown, TaskID: "t", Pool: "default"},
 		},
 		"a scale-down with a number but no task is about the pool": {
-			"1-0", fields{"type": "scale_down", "pod_count": "2"},
+			"1-0",
+			fields{"type": "scale_down", "pod_count": "2"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleDown, Pool: "default", PodCount: number(2)},
 		},
 		"aliases are read": {
-			"1-0", fields{"type": "scale_up", "job_id": "j", "target_deployment": "big", "count": "2"},
+			"1-0",
+			fields{"type": "scale_up", "job_id": "j", "target_deployment": "big", "count": "2"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "j", Pool: "big", PodCount: number(2)},
 		},
 		"an alias may repeat its field": {
-			"1-0", fields{"type": "scale_up", "job_id": "j", "task_id": "j"},
+			"1-0",
+			fields{"type": "scale_up", "job_id": "j", "task_id": "j"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "j", Pool: "default", PodCount: number(1)},
 		},
 		"an empty value is no value": {
-			"1-0", fields{"type": "scale_up", "task_id": "", "job_id": "j", "pod_count": "", "priority": "", "expires_at": "", "image": "", "command": "", "cpu": ""},
+			"1-0",
+			fields{"type": "scale_up", "task_id": "", "job_id": "j", "pod_count": "", "priority": "", "expires_at": "", "image": "", "command": "", "cpu": ""},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "j", Pool: "default", PodCount: number(1)},
 		},
 		"a command of words": {
-			"1-0", fields{"type": "scale_up", "task_id": "t", "command": "  make   test\n"},
+			"1-0",
+			fields{"type": "scale_up", "task_id": "t", "command": "  make   test\n"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "t", Pool: "default", PodCount: number(1), Command: []string{"make", "test"}},
 		},
 		"an expiry in seconds": {
-			"1-0", fields{"type": "scale_up", "task_id": "t", "expires_at": "1700000000"},
+			"1-0",
+			fields{"type": "scale_up", "task_id": "t", "expires_at": "1700000000"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "t", Pool: "default", PodCount: number(1), ExpiresAt: time.Unix(1700000000, 0).UTC()},
 		},
 		"an invalid trace is ignored": {
-			"1-0", fields{"type": "scale_up", "task_id": "t", "traceparent": "00-00000000000000000000000000000000-b7ad6b7169203331-01"},
+			"1-0",
+			fields{"type": "scale_up", "task_id": "t", "traceparent": "00-00000000000000000000000000000000-b7ad6b7169203331-01"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "t", Pool: "default", PodCount: number(1)},
 		},
 		"a dead letter may be sent again": {
-			"1-0", fields{"type": "scale_up", "task_id": "t", "dead_event_id": "0-1", "dead_reason": "x", "dead_message": "y", "dead_time": "z"},
+			"1-0",
+			fields{"type": "scale_up", "task_id": "t", "dead_event_id": "0-1", "dead_reason": "x", "dead_message": "y", "dead_time": "z"},
 			scaleevent.Event{ID: "1-0", Type: scaleevent.ScaleUp, TaskID: "t", Pool: "default", PodCount: number(1)},
 		},
 	} {
@@ -136,6 +148,9 @@ func TestParseRejectsWithReasonAndField(t *testing.T) {
 		"count overflows":                 {up("pod_count", "99999999999999999999"), "invalid_field", "pod_count"},
 		"count under its alias":           {up("count", "-1"), "invalid_field", "count"},
 		"total is negative":               {up("target_replicas", "-1"), "invalid_field", "target_replicas"},
+		"total is a signed zero":          {up("target_replicas", "-0"), "invalid_field", "target_replicas"},
+		"priority is a signed zero":       {up("priority", "-0"), "invalid_field", "priority"},
+		"expiry is before 1970":           {up("expires_at", "-1"), "invalid_field", "expires_at"},
 		"total is too high":               {up("target_replicas", "5001"), "invalid_field", "target_replicas"},
 		"priority is too high":            {up("priority", "1001"), "invalid_field", "priority"},
 		"priority is negative":            {up("priority", "-1"), "invalid_field", "priority"},

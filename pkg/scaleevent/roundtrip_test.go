@@ -94,8 +94,10 @@ func TestAnEventMadeByHandIsCheckedLikeAnEntry(t *testing.T) {
 }
 
 func TestAResultSurvivesItsFields(t *testing.T) {
-	want := scaleevent.Result{EventID: "1-0", Status: "done", Message: "made 2 workers", Type: "scale_up", TaskID: "t", Pool: "default",
-		Attempts: 2, Details: fields{"workers": "a,b"}}
+	want := scaleevent.Result{
+		EventID: "1-0", Status: "done", Message: "made 2 workers", Type: "scale_up", TaskID: "t", Pool: "default",
+		Attempts: 2, Details: fields{"workers": "a,b"},
+	}
 	if diff := cmp.Diff(want, scaleevent.ParseResult(want.Fields())); diff != "" {
 		t.Errorf("result (-want +got):\n%s", diff)
 	}
