@@ -22,9 +22,10 @@ type Config struct {
 	QueueAddr string `split_words:"true" default:"127.0.0.1:7070" desc:"address of the queue"`
 	// LogServerAddr is the log server, in any form that gRPC dials.
 	LogServerAddr string `split_words:"true" required:"true" desc:"address of the log server, such as logs.example:50051"`
-	// MaxWorkers is how many workers are followed at once. Each takes about a
-	// hundred KiB while it prints.
-	MaxWorkers int `split_words:"true" default:"5000" desc:"workers that are followed at once"`
+	// MaxWorkers is how many workers are followed at once. Each takes some 75 KiB,
+	// lines aside. The lines that wait for the log server take up to 64 MiB for all
+	// workers together, and past that a batch of 4 KiB, or one longer line, for each.
+	MaxWorkers int `split_words:"true" default:"5000" desc:"workers that are followed at once, some 75 KiB of memory each"`
 	// BatchLines, BatchBytes and BatchLinger bound a batch: it is sent when it
 	// has so many lines or bytes, or is so old.
 	BatchLines  int           `split_words:"true" default:"500" desc:"most lines of a batch"`

@@ -8,15 +8,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
+	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
@@ -38,9 +36,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return fmt.Errorf("dialing the queue at %s: %w", cfg.QueueAddr, err)
 	}
 	defer workers.Close() //nolint:errcheck // everything is said
-	access, err := kubernetes(cfg.Kubeconfig)
+	access, err := kubeconfig.Load(cfg.Kubeconfig)
 	if err != nil {
-		return daemon.Misconfigured(fmt.Errorf("finding the Kubernetes API server: %w", err))
+		return daemon.Misconfigured(err)
 	}
 	cluster, err := logs.NewCluster(access, cfg.Namespace, cfg.InstanceID)
 	if err != nil {
@@ -90,15 +88,6 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return relay.Run(relaying)
 	})
 	return group.Wait()
-}
-
-// kubernetes finds the API server: by a kubeconfig file, or from within a pod.
-func kubernetes(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		return rest.InClusterConfig()
-	}
-	rules := &clientcmd.ClientConfigLoadingRules{Precedence: filepath.SplitList(kubeconfig)}
-	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, nil).ClientConfig()
 }
 
 // A part is something we depend on that may come and go. Each change is logged once.

@@ -20,10 +20,6 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 )
 
-// ErrHung says that only a restart can help. When it, or an error that wraps it,
-// is reported for a part, /healthz fails as well.
-var ErrHung = errors.New("hung")
-
 // Services of grpc.health.v1 beside the empty name, which means readiness, and
 // the names of the parts.
 const (
@@ -50,7 +46,7 @@ func NewRegistry() *prometheus.Registry {
 // HTTP at /healthz, /readyz and /metrics, and over gRPC as grpc.health.v1 (the
 // services "", "readiness", "liveness", and one for each part), all on one port.
 //
-// It is ready when every part is. All methods may be called concurrently.
+// It is ready when every part is, and alive for as long as it answers. All methods may be called concurrently.
 type Health struct {
 	reg     *prometheus.Registry
 	metrics *metrics
@@ -100,15 +96,15 @@ func (h *Health) set(part string, err error) {
 // publish brings the overall services of grpc.health.v1 up to date. It is called
 // with mu held, or before anyone else knows h.
 func (h *Health) publish() {
-	unready, hung := h.problems()
-	h.grpc.SetServingStatus("", servingStatus(len(unready) == 0))
-	h.grpc.SetServingStatus(readinessService, servingStatus(len(unready) == 0))
-	h.grpc.SetServingStatus(livenessService, servingStatus(len(hung) == 0))
+	ready := servingStatus(len(h.problems()) == 0)
+	h.grpc.SetServingStatus("", ready)
+	h.grpc.SetServingStatus(readinessService, ready)
+	h.grpc.SetServingStatus(livenessService, servingStatus(true))
 }
 
-// problems returns one line for each part that is not ready, and for each that
-// is hung. It is called with mu held.
-func (h *Health) problems() (unready, hung []string) {
+// problems returns one line for each part that is not ready. It is called with
+// mu held.
+func (h *Health) problems() (unready []string) {
 	if h.stopping {
 		unready = append(unready, "stopping")
 	}
@@ -117,13 +113,9 @@ func (h *Health) problems() (unready, hung []string) {
 		if err == nil {
 			continue
 		}
-		line := fmt.Sprintf("%s: %v", part, err)
-		unready = append(unready, line)
-		if errors.Is(err, ErrHung) {
-			hung = append(hung, line)
-		}
+		unready = append(unready, fmt.Sprintf("%s: %v", part, err))
 	}
-	return unready, hung
+	return unready
 }
 
 func servingStatus(ok bool) grpc_health_v1.HealthCheckResponse_ServingStatus {
@@ -187,14 +179,11 @@ func (h *Health) Serve(ctx context.Context, lis net.Listener) error {
 func (h *Health) handler(grpcServer *grpc.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
-		h.mu.Lock()
-		_, hung := h.problems()
-		h.mu.Unlock()
-		answer(w, hung)
+		answer(w, nil)
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
 		h.mu.Lock()
-		unready, _ := h.problems()
+		unready := h.problems()
 		h.mu.Unlock()
 		answer(w, unready)
 	})

@@ -3,7 +3,6 @@ package daemon
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -77,14 +76,6 @@ func TestReadyWhenEveryPartIs(t *testing.T) {
 	wantGet(t, addr, "/readyz", 200, "ok")
 	h.Require("redis") // again, by someone else
 	wantGet(t, addr, "/readyz", 200, "ok")
-}
-
-func TestAliveUntilAPartHangs(t *testing.T) {
-	h := NewHealth(NewRegistry())
-	addr := serveHealth(t, h)
-	h.Report("informer", fmt.Errorf("no answer for 10m: %w", ErrHung))
-	wantGet(t, addr, "/healthz", 503, "informer: no answer for 10m: hung")
-	wantGet(t, addr, "/readyz", 503, "informer: no answer for 10m: hung")
 }
 
 func TestMetricsTellThePartsAndTheProcess(t *testing.T) {

@@ -24,6 +24,8 @@ type batch struct {
 	latest int64 // stamp of the last line
 	born   time.Time
 	sealed bool
+	// charged is what the budget was charged for the batch.
+	charged int
 
 	data    []byte
 	lengths []uint32
@@ -32,6 +34,9 @@ type batch struct {
 
 // size is an upper bound of the encoded size.
 func (b *batch) size() int { return batchOverhead + len(b.data) + lineOverhead*len(b.lengths) }
+
+// memory is what the batch takes in memory, with the room that it has for more lines.
+func (b *batch) memory() int { return batchOverhead + cap(b.data) + 4*cap(b.lengths) + 4*cap(b.deltas) }
 
 // fits reports whether a line may be added: it must not make the batch too
 // large, and its stamp must be expressible as a delta.

@@ -17,8 +17,10 @@
 //
 // # What is bounded
 //
-// The window of a log is bounded in batches and bytes, and all windows together
-// are bounded in bytes. A full window stops the reading; the lines then wait where
-// they are, in the log files of the nodes. A line longer than 3 MiB is handed on
+// The window of a log is bounded in batches and bytes. All windows together are
+// bounded in bytes: past that bound, a log may still have one small batch in
+// memory, of 4 KiB or of one line that is longer, so that none stands still for
+// the others. A full window stops the reading; the lines then wait where they
+// are, in the log files of the nodes. A line longer than 3 MiB is handed on
 // as several lines, because a log server's messages are bounded as well.
 package logs

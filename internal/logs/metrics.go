@@ -64,7 +64,7 @@ func newMetrics(reg prometheus.Registerer, unacked *budget) *metrics {
 	}
 	reg.MustRegister(m.lag, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "ottoscaler", Subsystem: "logs", Name: "unacked_bytes",
-		Help: "Bytes that are read and not acknowledged by the log server.",
+		Help: "Memory that holds what is read and not acknowledged by the log server.",
 	}, func() float64 { return float64(unacked.used.Load()) }))
 	return m
 }

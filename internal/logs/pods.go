@@ -70,15 +70,12 @@ func (p *Pods) changed(object any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if c, ok := p.waiting[changed.UID]; ok {
-		close(c)
-		delete(p.waiting, changed.UID)
-	}
+	p.wake(changed.UID)
 }
 
 // look returns a pod, or nil if it is not in the view, and a channel that is
-// closed at the pod's next change. A pod of the same name with another UID is
-// another pod. The pod must not be modified.
+// closed at the pod's next change, or earlier. A pod of the same name with another
+// UID is another pod. The pod must not be modified.
 func (p *Pods) look(namespace, name string, uid types.UID) (*corev1.Pod, <-chan struct{}) {
 	p.mu.Lock()
 	c, ok := p.waiting[uid]
@@ -99,11 +96,20 @@ func (p *Pods) look(namespace, name string, uid types.UID) (*corev1.Pod, <-chan 
 	return found, c
 }
 
-// forget ends the looking at a worker. Channels that are out stay open.
+// forget ends the looking at a worker. Whoever still looks at it is told to look
+// again: the worker may have been leased anew already.
 func (p *Pods) forget(uid types.UID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	delete(p.waiting, uid)
+	p.wake(uid)
+}
+
+// wake ends the waiting for a change of a worker. It is called with mu held.
+func (p *Pods) wake(uid types.UID) {
+	if c, ok := p.waiting[uid]; ok {
+		close(c)
+		delete(p.waiting, uid)
+	}
 }
 
 // slim keeps what the relay needs of a pod: thousands of them are in memory.

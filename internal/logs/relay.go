@@ -48,8 +48,8 @@ type Options struct {
 	BatchLinger time.Duration
 	// WindowBytes bounds what one log may have in memory. Default 4 MiB.
 	WindowBytes int
-	// MemoryBytes bounds what all logs together have in memory; past it, each has
-	// one batch. Default 256 MiB.
+	// MemoryBytes bounds what all logs together have in memory; past it, each may
+	// have one batch of 4 KiB, or of one line that is longer. Default 64 MiB.
 	MemoryBytes int64
 	// AckTimeout is how long the server may leave lines without an answer before
 	// a new stream is opened. Default 30 s.
@@ -73,7 +73,7 @@ const (
 	defaultLinger      = 20 * time.Millisecond
 	defaultWindow      = 32 // batches; the protocol's default
 	defaultWindowBytes = 4 << 20
-	defaultMemoryBytes = 256 << 20
+	defaultMemoryBytes = 64 << 20
 	defaultAckTimeout  = 30 * time.Second
 	closeWait          = 5 * time.Second
 )

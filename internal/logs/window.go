@@ -25,12 +25,16 @@ type windowLimits struct {
 	linger     time.Duration // how long a batch waits for more lines
 }
 
-// A budget bounds all windows together. Over it, a window holds one batch at a
-// time: every log keeps moving, none takes more.
+// A budget bounds the memory of all windows together. Over it, a window holds one
+// batch at a time, of leastBatch: every log keeps moving, none takes more.
 type budget struct {
 	limit int64
 	used  atomic.Int64
 }
+
+// leastBatch is how large a batch may grow while the budget is exceeded, encoded.
+// Its first line may be larger.
+const leastBatch = 4 << 10
 
 func (b *budget) exceeded() bool { return b.used.Load() > b.limit }
 
@@ -122,7 +126,7 @@ func (w *window) add(ctx context.Context, generation int, stamp int64, text []by
 			return errMoved
 		}
 		last := w.open()
-		if last != nil && !last.fits(stamp, text, w.limits) {
+		if last != nil && !last.fits(stamp, text, w.allowed()) {
 			w.seal()
 			wake(w.work)
 			last = nil
@@ -134,6 +138,7 @@ func (w *window) add(ctx context.Context, generation int, stamp int64, text []by
 		if last != nil {
 			w.tail.advance(stamp, text, w.seconds.count(floorSecond(stamp)))
 			last.add(stamp, text, w.tail)
+			w.account(last)
 			if len(last.lengths) == w.limits.lines {
 				w.seal()
 				wake(w.work)
@@ -158,6 +163,23 @@ func (w *window) open() *batch {
 	return nil
 }
 
+// allowed returns the limits of a batch as they are now.
+func (w *window) allowed() windowLimits {
+	limits := w.limits
+	if w.budget.exceeded() {
+		limits.batchBytes = min(limits.batchBytes, leastBatch)
+	}
+	return limits
+}
+
+// account charges the budget for what a batch has taken since it was last charged.
+func (w *window) account(b *batch) {
+	if grown := b.memory() - b.charged; grown != 0 {
+		b.charged += grown
+		w.budget.used.Add(int64(grown))
+	}
+}
+
 // hasRoom reports whether another batch may begin.
 func (w *window) hasRoom() bool {
 	if len(w.batches) == 0 {
@@ -168,13 +190,14 @@ func (w *window) hasRoom() bool {
 
 func (w *window) begin(stamp int64) *batch {
 	b := &batch{first: w.tail.Sequence + 1, base: stamp, latest: stamp, born: time.Now()}
-	if w.hint.lines > 0 {
+	if w.hint.lines > 0 && !w.budget.exceeded() {
 		// Logs are steady: the next batch will be about as big as the last one.
 		b.data = make([]byte, 0, w.hint.data+w.hint.data/8)
 		b.lengths = make([]uint32, 0, w.hint.lines)
 		b.deltas = make([]uint32, 0, w.hint.lines)
 	}
 	w.batches = append(w.batches, b)
+	w.account(b)
 	return b
 }
 
@@ -183,7 +206,6 @@ func (w *window) seal() {
 	b.sealed = true
 	w.hint.data, w.hint.lines = len(b.data), len(b.lengths)
 	w.bytes += b.size()
-	w.budget.used.Add(int64(b.size()))
 }
 
 // finish says that the reader has read the whole log.
@@ -327,8 +349,8 @@ func (w *window) forget(n int) {
 		w.acked = b.end
 		if b.sealed {
 			w.bytes -= b.size()
-			w.budget.used.Add(-int64(b.size()))
 		}
+		w.budget.used.Add(-int64(b.charged))
 	}
 	rest := copy(w.batches, w.batches[n:])
 	clear(w.batches[rest:])

@@ -367,8 +367,13 @@ func (m *Memory[T]) endLease(l *lease[T]) {
 }
 
 // lose returns leases of one subscription to the queue, to be leased again
-// before everything else, in the order in which they were leased.
-func (m *Memory[T]) lose(leases []*lease[T], why string) {
+// before everything else, in the order in which they were leased. All together
+// are one line of the log.
+func (m *Memory[T]) lose(s *subscription[T], leases []*lease[T], level slog.Level, why string) {
+	if len(leases) > 0 {
+		m.log.Log(context.Background(), level, "leases returned", "topic", m.topic, "subscriber", s.name,
+			"leases", len(leases), "reason", why)
+	}
 	slices.SortFunc(leases, func(a, b *lease[T]) int { return cmp.Compare(b.id, a.id) })
 	for _, l := range leases {
 		m.loseOne(l, why)
@@ -382,7 +387,7 @@ func (m *Memory[T]) loseOne(l *lease[T], why string) {
 	close(l.lost)
 	l.sub.noteLoss(l.id)
 	m.metrics.lost.Inc()
-	m.log.Warn("lease lost", "topic", m.topic, "item", l.entry.item.ID, "attempt", l.entry.attempts,
+	m.log.Debug("lease lost", "topic", m.topic, "item", l.entry.item.ID, "attempt", l.entry.attempts,
 		"subscriber", l.sub.name, "reason", why)
 }
 

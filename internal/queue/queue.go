@@ -118,6 +118,10 @@ type WatchedSubscription[T any] interface {
 	// now on. While it stays out for longer than that, nothing is leased.
 	Heartbeat()
 
+	// Break is Close for a subscriber that has gone without closing, which is
+	// worth a warning.
+	Break(cause error)
+
 	// Losses blocks until leases have ended without a verdict, and returns each
 	// once.
 	Losses(ctx context.Context) ([]uint64, error)

@@ -21,7 +21,11 @@ var reconnect = backoff.Policy{Initial: 50 * time.Millisecond, Max: 2 * time.Sec
 // The context of handle outlives ctx. It ends when the lease is lost, when the
 // subscription breaks, or when the handler has not finished opts.DrainTimeout
 // after the end of ctx. The handler's verdict is then dropped: someone else has
-// the item, or will have it.
+// the item, or will have it. An item that comes back while its handler still
+// unwinds waits for it: no two handlers have the same item at once.
+//
+// A retry after the end of ctx is not resolved, because the item would be leased
+// to this subscription again. It goes back to the queue with the subscription's end.
 func Serve[T any](ctx context.Context, q Queue[T], opts SubscribeOptions, log *slog.Logger, handle func(ctx context.Context, d Delivery[T]) Verdict) error {
 	if opts.Credits < 1 {
 		return fmt.Errorf("subscribing with %d credits: at least 1 is needed", opts.Credits)
@@ -55,18 +59,30 @@ func Serve[T any](ctx context.Context, q Queue[T], opts SubscribeOptions, log *s
 }
 
 // serveOne serves one subscription until it breaks or ctx is done, and closes it.
-// It returns when the last handler has: a handler never runs beside the one that
-// gets its item next in this process.
+// It returns when the last handler has, so that no handler runs beside the one
+// that gets its item next, by a later subscription.
 func serveOne[T any](ctx context.Context, sub Subscription[T], opts SubscribeOptions, log *slog.Logger, handle func(context.Context, Delivery[T]) Verdict) error {
 	handlersCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var handlers sync.WaitGroup
+	var items turns
 	var err error
 	for {
 		var d Delivery[T]
 		if d, err = sub.Next(ctx); err != nil {
 			break
 		}
-		handlers.Go(func() { handleOne(handlersCtx, sub, d, log, handle) })
+		if err = ctx.Err(); err != nil {
+			break // too late: it goes back when we close
+		}
+		previous, done := items.take(d.ID)
+		handlers.Go(func() {
+			defer done()
+			select {
+			case <-previous:
+				handleOne(handlersCtx, ctx.Done(), sub, d, log, handle)
+			case <-d.Lost: // again
+			}
+		})
 	}
 	if ctx.Err() != nil {
 		drain := time.AfterFunc(opts.DrainTimeout, cancel)
@@ -79,7 +95,38 @@ func serveOne[T any](ctx context.Context, sub Subscription[T], opts SubscribeOpt
 	return errors.Join(err, closeErr)
 }
 
-func handleOne[T any](ctx context.Context, sub Subscription[T], d Delivery[T], log *slog.Logger, handle func(context.Context, Delivery[T]) Verdict) {
+// turns keep the handlers of one item apart.
+type turns struct {
+	mu   sync.Mutex
+	last map[string]chan struct{} // closed at the end of the last turn, by item
+}
+
+// take returns what is closed when the turn of the caller comes, and what the
+// caller calls at its end.
+func (t *turns) take(id string) (previous <-chan struct{}, done func()) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	last, ok := t.last[id]
+	if !ok {
+		last = make(chan struct{})
+		close(last)
+	}
+	if t.last == nil {
+		t.last = map[string]chan struct{}{}
+	}
+	own := make(chan struct{})
+	t.last[id] = own
+	return last, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.last[id] == own {
+			delete(t.last, id)
+		}
+		close(own)
+	}
+}
+
+func handleOne[T any](ctx context.Context, stopping <-chan struct{}, sub Subscription[T], d Delivery[T], log *slog.Logger, handle func(context.Context, Delivery[T]) Verdict) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -94,7 +141,20 @@ func handleOne[T any](ctx context.Context, sub Subscription[T], d Delivery[T], l
 		log.WarnContext(ctx, "verdict dropped", "item", d.ID, "attempt", d.Attempt, "err", context.Cause(ctx))
 		return
 	}
+	if verdict.Status == 0 && isClosed(stopping) {
+		log.DebugContext(ctx, "left for the next subscriber", "item", d.ID, "attempt", d.Attempt, "reason", verdict.Message)
+		return
+	}
 	if err := sub.Resolve(ctx, d, verdict); err != nil {
 		log.WarnContext(ctx, "verdict dropped", "item", d.ID, "attempt", d.Attempt, "err", err)
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }

@@ -221,3 +221,77 @@ func TestServeHandlesAnItemAgainWhenItsVerdictWasLost(t *testing.T) {
 		}
 	})
 }
+
+func TestServeNeverHandlesAnItemTwiceAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := queue.NewMemory[string]()
+		p := produce(t, q)
+		offer(t, p, "a", "")
+		var began, running int // the handlers are apart by their turns
+		_, stop := serve(t, q, queue.SubscribeOptions{Credits: 3}, func(ctx context.Context, _ queue.Delivery[string]) queue.Verdict {
+			began++
+			if running++; running > 1 {
+				t.Errorf("%d handlers have the item at once", running)
+			}
+			if began == 1 {
+				<-ctx.Done()
+				time.Sleep(time.Minute) // it takes its time
+			}
+			running--
+			return queue.Finish("", nil)
+		})
+		defer stop()
+		synctest.Wait()
+		// The first lease is lost, and the item comes back to the same subscription.
+		if err := p.Settle(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		offer(t, p, "a", "")
+		if _, err := p.Outcome(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if began != 2 {
+			t.Errorf("%d handlers began, want 2", began)
+		}
+	})
+}
+
+func TestServeKeepsRetriesToItselfOnceToldToStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memoryLog := &logLines{}
+		q := queue.NewMemory[string](queue.WithLogger(memoryLog.logger()))
+		p := produce(t, q)
+		offer(t, p, "a", "")
+		offer(t, p, "b", "")
+		release := make(chan struct{})
+		log, stop := serve(t, q, queue.SubscribeOptions{Credits: 2}, func(_ context.Context, d queue.Delivery[string]) queue.Verdict {
+			<-release
+			if d.ID == "b" {
+				time.Sleep(time.Second)
+			}
+			return queue.RetryAfter(0, "stopping")
+		})
+		synctest.Wait()
+		go func() {
+			time.Sleep(time.Second) // stop has come first
+			close(release)
+			time.Sleep(time.Second / 2)
+			if stats, err := q.Stats(t.Context()); err != nil || stats.Leased != 2 {
+				t.Errorf("while b is handled, statistics are %+v (%v), want both leased", stats, err)
+			}
+		}()
+		stop()
+		stats, err := q.Stats(t.Context())
+		if err != nil || stats.Ready != 2 {
+			t.Errorf("statistics are %+v (%v), want both ready", stats, err)
+		}
+		for _, l := range []*logLines{log, memoryLog} {
+			if l.count("level=WARN") != 0 {
+				t.Errorf("an orderly end warns: %q", l.buf.String())
+			}
+		}
+		if memoryLog.count("leases=2") != 1 {
+			t.Errorf("log says %q, want one line about both leases", memoryLog.buf.String())
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -56,14 +57,7 @@ func newSubscription[T any](m *Memory[T], opts SubscribeOptions) *subscription[T
 	return s
 }
 
-func (s *subscription[T]) closed() bool {
-	select {
-	case <-s.done:
-		return true
-	default:
-		return false
-	}
-}
+func (s *subscription[T]) closed() bool { return isClosed(s.done) }
 
 // placeInIdle keeps the queue's list of those who would take an item. It is
 // called with mu held, after every change of what it depends on.
@@ -138,11 +132,22 @@ func (s *subscription[T]) Resolve(ctx context.Context, d Delivery[T], v Verdict)
 
 // Close implements [Subscription].
 func (s *subscription[T]) Close() error {
+	s.end(slog.LevelInfo, "subscription closed")
+	return nil
+}
+
+// Break implements [WatchedSubscription].
+func (s *subscription[T]) Break(cause error) {
+	s.end(slog.LevelWarn, fmt.Sprintf("subscription broken: %v", cause))
+}
+
+// end returns the leases, and logs that at a level.
+func (s *subscription[T]) end(level slog.Level, why string) {
 	m := s.queue
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if s.closed() {
-		return nil
+		return
 	}
 	close(s.done)
 	s.placeInIdle()
@@ -151,9 +156,8 @@ func (s *subscription[T]) Close() error {
 	}
 	m.subs--
 	m.credits -= s.credits
-	m.lose(s.held(time.Time{}), "subscription closed")
+	m.lose(s, s.held(time.Time{}), level, why)
 	m.creditMayHaveChanged()
-	return nil
 }
 
 // held returns the leases without a sign of life since the given time, or all
@@ -201,7 +205,7 @@ func (s *subscription[T]) expire() {
 	}
 	s.suspended = true
 	s.placeInIdle()
-	m.lose(s.held(now.Add(-s.duration)), "no sign of life")
+	m.lose(s, s.held(now.Add(-s.duration)), slog.LevelWarn, "no sign of life")
 	// What was leased after the last sign of life has a little longer.
 	var youngest time.Time
 	for _, l := range s.leases {

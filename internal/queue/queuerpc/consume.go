@@ -2,6 +2,7 @@ package queuerpc
 
 import (
 	"errors"
+	"io"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
@@ -84,7 +85,11 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 			}
 		}
 	})
-	return group.Wait()
+	err = group.Wait()
+	if !errors.Is(err, io.EOF) { // with which a subscriber closes
+		watched.Break(err)
+	}
+	return err
 }
 
 func receiveVerdicts[T any](stream consumeStream, subscription queue.WatchedSubscription[T]) error {

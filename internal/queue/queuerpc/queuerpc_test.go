@@ -48,9 +48,9 @@ func listen(t testing.TB, addr string) net.Listener {
 }
 
 // start serves new, empty queues on addr until stop is called or the test ends.
-func start(t testing.TB, addr string) *server {
+func start(t testing.TB, addr string, opts ...queue.Option) *server {
 	t.Helper()
-	s := &server{events: queue.NewMemory[scaleevent.Event](), workers: queue.NewMemory[queue.Worker]()}
+	s := &server{events: queue.NewMemory[scaleevent.Event](opts...), workers: queue.NewMemory[queue.Worker](opts...)}
 	lis := listen(t, addr)
 	s.addr = lis.Addr().String()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -285,6 +285,93 @@ func TestACutConnectionReturnsItsLeasesAtOnce(t *testing.T) {
 	}
 	if again := next(t, subscribe(t, near, 1)); again.ID != d.ID || again.Attempt != 2 {
 		t.Errorf("next is %s, attempt %d; want %s, attempt 2", again.ID, again.Attempt, d.ID)
+	}
+}
+
+// records takes what a queue logs, one line for each record at info or above.
+type records struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *records) Write(line []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(line)
+}
+
+func (r *records) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+func TestAnOrderlyEndIsNoWarning(t *testing.T) {
+	for name, tc := range map[string]struct {
+		end  func(r *road, s queue.Subscription[queue.Worker])
+		want string
+	}{
+		"close": {func(_ *road, s queue.Subscription[queue.Worker]) { _ = s.Close() }, `level=INFO msg="leases returned"`},
+		"cut":   {func(r *road, _ queue.Subscription[queue.Worker]) { r.cut() }, `level=WARN msg="leases returned"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := &records{}
+			s := start(t, "127.0.0.1:0", queue.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+			r := newRoad(t, s.addr)
+			p := produce(t, dial(t, s.addr).Workers())
+			for n := range 2 {
+				if err := p.Offer(t.Context(), workerItem(n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			leaving := subscribe(t, dial(t, r.addr).Workers(), 2)
+			next(t, leaving)
+			next(t, leaving)
+			tc.end(r, leaving)
+			next(t, subscribe(t, dial(t, s.addr).Workers(), 1)) // once it is back
+			if got := log.String(); !strings.Contains(got, tc.want) || !strings.Contains(got, "leases=2") || strings.Count(got, "\n") != 1 {
+				t.Errorf("the queue logs %q, want one line with %q about 2 leases", got, tc.want)
+			}
+		})
+	}
+}
+
+// A subscriber that stops hands each item to the next one: the queue must not
+// lease it to the old one again, over the stream that is still open.
+func TestADrainCostsNoAttempt(t *testing.T) {
+	s := start(t, "127.0.0.1:0")
+	near := dial(t, s.addr).Workers()
+	p := produce(t, near)
+	for n := range 2 {
+		if err := p.Offer(t.Context(), workerItem(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	began := make(chan struct{}, 2)
+	served := make(chan error, 1)
+	go func() {
+		opts := queue.SubscribeOptions{Name: "draining", Credits: 2}
+		served <- queue.Serve(ctx, dial(t, s.addr).Workers(), opts, slog.New(slog.DiscardHandler), func(_ context.Context, d queue.Delivery[queue.Worker]) queue.Verdict {
+			began <- struct{}{}
+			<-ctx.Done()
+			if d.ID == workerItem(0).ID {
+				time.Sleep(300 * time.Millisecond) // the stream stays open for that long
+			}
+			return queue.RetryAfter(0, "stopping")
+		})
+	}()
+	<-began
+	<-began
+	stop()
+	if err := <-served; err != nil {
+		t.Errorf("serving: %v", err)
+	}
+	heir := subscribe(t, near, 2)
+	for range 2 {
+		if d := next(t, heir); d.Attempt != 2 {
+			t.Errorf("%s is leased to the next subscriber as attempt %d, want 2", d.ID, d.Attempt)
+		}
 	}
 }
 
