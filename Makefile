@@ -86,21 +86,22 @@ coverage: ## Test coverage by package, without e2e
 
 .PHONY: bench
 bench: ## Figures beside the bare library's; build/bench.json (ONLY=pattern QUICK=1)
-	$(GO) run ./test/bench
+	@$(GO) run ./test/bench
 
 .PHONY: chaos
 chaos: ## Kill everything in turn; build/chaos.json (ONLY=pattern QUICK=1)
-	$(GO) run ./test/chaos
+	@$(GO) run ./test/chaos
 
 ##@ Use
 
 .PHONY: demo
 demo: ## The main job, live: Redis, a cluster, the chart, workers that print
-	$(GO) run ./cmd/ottodev demo
+	@echo "compiling what runs the demo (the first time, that takes some minutes)"
+	@$(GO) run ./cmd/ottodev demo
 
 .PHONY: demo-down
 demo-down: ## Remove all of the demo
-	$(GO) run ./cmd/ottodev demo-down
+	@$(GO) run ./cmd/ottodev demo-down
 
 .PHONY: test-event
 test-event: ## Send an event (ENV_FILE=.env.you.local ARGS="--type scale_down --task t1 --wait")

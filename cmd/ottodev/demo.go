@@ -41,6 +41,7 @@ type demo struct {
 	*narrator
 	events  *lab.Events
 	logDir  string
+	envFile string
 	workers map[string]*worker
 }
 
@@ -113,6 +114,10 @@ func (d *demo) setUp(ctx context.Context) error {
 		return err
 	}
 	d.events = d.Events(demoNamespace)
+	d.envFile = filepath.Join(dir, ".env.jinwoo.local")
+	if err := d.WriteEnvFile(d.envFile, demoNamespace); err != nil {
+		return err
+	}
 	d.done("the main pod is ready")
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/image"
-	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
+	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 )
 
 type imageCommand struct {
@@ -16,7 +16,7 @@ type imageCommand struct {
 
 // Run makes both images, the product's and the sample agent's.
 func (c *imageCommand) Run(ctx context.Context) error {
-	root, err := lab.Root(ctx)
+	root, err := source.Root(ctx)
 	if err != nil {
 		return err
 	}

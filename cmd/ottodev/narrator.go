@@ -18,11 +18,16 @@ type narrator struct {
 	step    string    // what is under way, or empty
 	since   time.Time // when the step began
 	lastOut time.Time // when something was last said
+	silence time.Duration
 	ended   chan struct{}
 }
 
-// silence is how long a narrator says nothing while a step is under way.
-const silence = 2500 * time.Millisecond
+// A narrator says nothing for this long while a step is under way: first a little,
+// then more, because what takes that long often tells its own story.
+const (
+	firstSilence = 2 * time.Second
+	laterSilence = 10 * time.Second
+)
 
 func newNarrator(out io.Writer) *narrator {
 	n := &narrator{start: time.Now(), out: out, ended: make(chan struct{})}
@@ -34,7 +39,7 @@ func newNarrator(out io.Writer) *narrator {
 func (n *narrator) do(format string, args ...any) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.step, n.since = fmt.Sprintf(format, args...), time.Now()
+	n.step, n.since, n.silence = fmt.Sprintf(format, args...), time.Now(), firstSilence
 	n.print(n.step)
 }
 
@@ -60,7 +65,7 @@ func (n *narrator) output() io.Writer { return quote{n} }
 func (n *narrator) stop() { close(n.ended) }
 
 func (n *narrator) remind() {
-	tick := time.NewTicker(silence / 4)
+	tick := time.NewTicker(firstSilence / 4)
 	defer tick.Stop()
 	for {
 		select {
@@ -68,7 +73,8 @@ func (n *narrator) remind() {
 			return
 		case <-tick.C:
 			n.mu.Lock()
-			if n.step != "" && time.Since(n.lastOut) >= silence {
+			if n.step != "" && time.Since(n.lastOut) >= n.silence {
+				n.silence = laterSilence
 				n.print(fmt.Sprintf("  still at it, for %d s", int(time.Since(n.since).Seconds())))
 			}
 			n.mu.Unlock()

@@ -18,6 +18,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
 	"github.com/ottoscaler/ottoscaler/internal/dev/process"
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
+	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
@@ -50,6 +51,7 @@ func (d *demo) summary(ctx context.Context) error {
 	d.say("It is all still up. Look around, and remove it with: make demo-down")
 	d.say("    export KUBECONFIG=%s", d.Cluster.Kubeconfig)
 	d.say("    kubectl -n %s logs deploy/%s -c %s", demoNamespace, lab.Release, lab.Scaler)
+	d.say("    ENV_FILE=%s make test-event ARGS=--wait", d.envFile)
 	if printed != received || len(left.Items) > 0 {
 		return errors.New("the demo lost lines, or left workers behind")
 	}
@@ -105,7 +107,7 @@ func (c *demoDownCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	root, err := lab.Root(ctx)
+	root, err := source.Root(ctx)
 	if err != nil {
 		return err
 	}

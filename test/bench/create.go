@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
@@ -37,7 +35,7 @@ func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := l.Processes(ctx, filepath.Join(os.TempDir(), "ottoscaler-"+ns), ns, "127.0.0.1:1") // no relay, no log server
+	p, err := l.Processes(ctx, ns, "127.0.0.1:1") // no relay, no log server
 	if err != nil {
 		return nil, err
 	}
@@ -47,15 +45,19 @@ func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
 		return nil, fmt.Errorf("watching workers: %w", err)
 	}
 	s.seen, s.stop = w.ResultChan(), w.Stop
-	if err := s.Start(lab.Consumer, lab.Scaler); err != nil {
-		return nil, err
+	err = s.Start(lab.Consumer, lab.Scaler)
+	if err == nil {
+		err = s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
 	}
-	return s, s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
 }
 
 func (s *scale) close() error {
 	s.stop()
-	return s.Stop(lab.Scaler, lab.Consumer)
+	return s.Close()
 }
 
 // await returns once n further pods were seen to be created.
@@ -143,10 +145,10 @@ func eventToCreate(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err
 		}
 		raw = append(raw, time.Since(begin))
 	}
-	row := func(name string, q float64) Row {
-		return Row{Name: "event to CREATE accepted, " + name, Unit: "ms", Value: report.Milliseconds(report.Quantile(ours, q)), Raw: report.Milliseconds(report.Quantile(raw, q))}
+	row := func(q float64) Row {
+		return Row{Unit: "ms", Value: report.Milliseconds(report.Quantile(ours, q)), Raw: report.Milliseconds(report.Quantile(raw, q))}
 	}
-	return []Row{row("p50", 0.5), row("p99", 0.99)}, nil
+	return []Row{row(0.5), row(0.99)}, nil
 }
 
 // burst measures many events at once: from before the first XADD until a watch
@@ -197,5 +199,5 @@ func burst(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err error) 
 	}
 	raw := time.Since(begin)
 	rate := func(d time.Duration) float64 { return float64(events) / d.Seconds() }
-	return []Row{{Name: fmt.Sprintf("creates in a burst of %d events", events), Unit: "pods/s", Value: rate(ours), Raw: rate(raw)}}, nil
+	return []Row{{Unit: "pods/s", Value: rate(ours), Raw: rate(raw)}}, nil
 }

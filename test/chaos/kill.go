@@ -1,11 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -13,6 +12,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
@@ -35,127 +35,143 @@ func newSite(ctx context.Context, l *lab.Lab) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := l.Processes(ctx, filepath.Join(os.TempDir(), "ottoscaler-"+ns), ns, "127.0.0.1:1") // no relay, no log server
+	p, err := l.Processes(ctx, ns, "127.0.0.1:1") // no relay, no log server
 	if err != nil {
 		return nil, err
 	}
 	s := &site{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns)}
-	if err := s.Start(lab.Consumer, lab.Scaler); err != nil {
-		return nil, err
+	err = s.Start(lab.Consumer, lab.Scaler)
+	if err == nil {
+		err = s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
 	}
-	return s, s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
+	if err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
 }
 
-func (s *site) close() error {
-	err := s.Stop(lab.Scaler, lab.Consumer)
-	return errors.Join(err, s.clear(context.Background()))
-}
+// errMissed says that a fault came too late: all was done when it struck. The run
+// proves nothing and is repeated.
+var errMissed = errors.New("the fault came too late")
 
 // killBetweenCreates kills programs as soon as the first worker of an event
 // appears, starts them again, and counts the workers once the event is settled.
-func killBetweenCreates(victims ...string) func(context.Context, *site, int) (harm, error) {
-	return func(ctx context.Context, s *site, run int) (harm, error) {
-		task := "chaos-" + strconv.Itoa(run)
-		id, killed, err := s.strike(ctx, watch.Added, scaleUp(task), victims)
+func killBetweenCreates(victims ...string) func(context.Context, *site, string) (harm, error) {
+	return func(ctx context.Context, s *site, task string) (harm, error) {
+		b, err := s.strike(ctx, watch.Added, scaleUp(task, workers), victims)
 		if err != nil {
 			return harm{}, err
 		}
-		h, err := s.recover(ctx, id, killed, victims)
+		if seen, err := s.workers(ctx, b.event); err != nil || len(seen) == workers {
+			return harm{}, cmp.Or(err, errMissed)
+		}
+		h, err := s.recover(ctx, b, victims)
 		if err != nil {
 			return h, err
 		}
-		seen, err := s.indices(ctx, id)
-		if err != nil {
-			return h, err
-		}
-		h.count(seen, workers)
-		return h, s.clear(ctx)
+		seen, err := s.workers(ctx, b.event)
+		h.lost, h.duplicated = missingAndSurplus(seen, workers)
+		return h, err
 	}
 }
 
-// killBetweenDeletes kills programs as soon as the first victim of a scale-down
-// disappears; half of the task must be left once the event is settled.
-func killBetweenDeletes(victims ...string) func(context.Context, *site, int) (harm, error) {
-	return func(ctx context.Context, s *site, run int) (harm, error) {
-		task := "chaos-" + strconv.Itoa(run)
-		up, err := s.events.Publish(ctx, scaleUp(task))
+// killBetweenDeletes kills programs as soon as the first victim of a scale-down is
+// marked; half of the task must be left once the event is settled.
+func killBetweenDeletes(victims ...string) func(context.Context, *site, string) (harm, error) {
+	return func(ctx context.Context, s *site, task string) (harm, error) {
+		up, err := s.events.Publish(ctx, scaleUp(task, workers))
 		if err != nil {
 			return harm{}, err
 		}
 		if _, err := s.events.Await(ctx, up); err != nil {
 			return harm{}, err
 		}
-		half := workers / 2
-		down := scaleevent.Event{Type: scaleevent.ScaleDown, TaskID: task, PodCount: &half}
-		id, killed, err := s.strike(ctx, watch.Modified, down, victims)
+		const half = workers / 2
+		n := half
+		b, err := s.strike(ctx, watch.Modified, scaleevent.Event{Type: scaleevent.ScaleDown, TaskID: task, PodCount: &n}, victims)
 		if err != nil {
 			return harm{}, err
 		}
-		h, err := s.recover(ctx, id, killed, victims)
+		if left, err := s.workers(ctx, up); err != nil || len(left) == workers-half {
+			return harm{}, cmp.Or(err, errMissed)
+		}
+		h, err := s.recover(ctx, b, victims)
 		if err != nil {
 			return h, err
 		}
-		seen, err := s.indices(ctx, up)
-		if err != nil {
-			return h, err
-		}
-		// A worker too many was not deleted; one too few was deleted twice over.
-		if left := len(seen); left > workers-half {
-			h.lost = left - (workers - half)
-		} else {
-			h.duplicated = workers - half - left
-		}
-		return h, s.clear(ctx)
+		left, err := s.workers(ctx, up)
+		// A worker that is left over is a deletion lost; one too few is one made twice.
+		h.lost = max(0, len(left)-(workers-half))
+		h.duplicated = max(0, workers-half-len(left))
+		return h, err
 	}
 }
 
-func scaleUp(task string) scaleevent.Event {
-	n := workers
+func scaleUp(task string, n int) scaleevent.Event {
 	return scaleevent.Event{Type: scaleevent.ScaleUp, TaskID: task, PodCount: &n}
 }
 
-// strike publishes an event and kills the victims at its first effect.
-func (s *site) strike(ctx context.Context, first watch.EventType, e scaleevent.Event, victims []string) (id string, killed time.Time, err error) {
+// blow is a fault that struck while an event was carried out. The event behind it
+// is of the same task and must not overtake it.
+type blow struct {
+	event, behind string
+	at            time.Time
+}
+
+// strike publishes an event and one behind it, and kills the victims at the first
+// effect of the former.
+func (s *site) strike(ctx context.Context, first watch.EventType, e scaleevent.Event, victims []string) (b blow, err error) {
 	list, err := s.pods.List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
-		return "", killed, fmt.Errorf("listing workers: %w", err)
+		return b, fmt.Errorf("listing workers: %w", err)
 	}
 	effects, err := s.pods.Watch(ctx, metav1.ListOptions{ResourceVersion: list.ResourceVersion})
 	if err != nil {
-		return "", killed, fmt.Errorf("watching workers: %w", err)
+		return b, fmt.Errorf("watching workers: %w", err)
 	}
 	defer effects.Stop()
-	if id, err = s.events.Publish(ctx, e); err != nil {
-		return "", killed, err
+	if b.event, err = s.events.Publish(ctx, e); err != nil {
+		return b, err
+	}
+	if b.behind, err = s.events.Publish(ctx, scaleUp(e.TaskID, 1)); err != nil {
+		return b, err
 	}
 	for effect := range effects.ResultChan() {
 		worker, ok := effect.Object.(*corev1.Pod)
-		if !ok || effect.Type != first || first == watch.Modified && worker.Annotations[pod.AnnotationScaledDownBy] != id {
+		if !ok || effect.Type != first || first == watch.Modified && worker.Annotations[pod.AnnotationScaledDownBy] != b.event {
 			continue
 		}
-		return id, time.Now(), s.Kill(victims...)
+		b.at = time.Now()
+		return b, s.Kill(victims...)
 	}
-	return "", killed, fmt.Errorf("event %s had no effect: %w", id, ctx.Err())
+	return b, fmt.Errorf("event %s had no effect: %w", b.event, ctx.Err())
 }
 
-// recover starts the victims again and waits until the event is settled.
-func (s *site) recover(ctx context.Context, id string, killed time.Time, victims []string) (harm, error) {
+// recover starts the victims again and waits until both events are settled.
+func (s *site) recover(ctx context.Context, b blow, victims []string) (h harm, err error) {
 	if err := s.Start(victims...); err != nil {
-		return harm{}, err
+		return h, err
 	}
-	result, err := s.events.Await(ctx, id)
+	result, err := s.events.Await(ctx, b.event)
 	if err != nil {
-		return harm{}, err
+		return h, err
 	}
-	if result.Status != "done" {
-		return harm{}, fmt.Errorf("event %s: %s: %s", id, result.Status, result.Message)
+	h.recovery = time.Since(b.at)
+	if result.Status != scaleevent.StatusDone {
+		return h, fmt.Errorf("event %s: %s: %s", b.event, result.Status, result.Message)
 	}
-	h := harm{recovery: time.Since(killed)}
+	order, err := s.events.AwaitAll(ctx, b.event, b.behind)
+	if err != nil {
+		return h, err
+	}
+	if order[0].EventID != b.event {
+		h.reordered++
+	}
 	return h, s.AwaitReady(ctx, victims...)
 }
 
-// indices counts the live workers of an event by their number within it.
-func (s *site) indices(ctx context.Context, event string) (map[string]int, error) {
+// workers counts the live workers of an event by their number within it.
+func (s *site) workers(ctx context.Context, event string) (map[string]int, error) {
 	list, err := s.pods.List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return nil, fmt.Errorf("listing workers: %w", err)
@@ -170,11 +186,34 @@ func (s *site) indices(ctx context.Context, event string) (map[string]int, error
 	return seen, nil
 }
 
-func (h *harm) count(seen map[string]int, want int) {
-	h.lost = want - len(seen)
-	for _, n := range seen {
-		h.duplicated += n - 1
+// missingAndSurplus compares workers with the numbers 0 to want-1, each once.
+func missingAndSurplus(seen map[string]int, want int) (missing, surplus int) {
+	for i := range want {
+		if n := seen[strconv.Itoa(i)]; n == 0 {
+			missing++
+		} else {
+			surplus += n - 1
+		}
 	}
+	for index, n := range seen {
+		if i, err := strconv.Atoi(index); err != nil || i < 0 || i >= want {
+			surplus += n
+		}
+	}
+	return missing, surplus
+}
+
+// revive starts whatever does not run.
+func (s *site) revive(ctx context.Context) error {
+	for _, name := range []string{lab.Consumer, lab.Scaler} {
+		if s.Running(name) {
+			continue
+		}
+		if err := s.Start(name); err != nil {
+			return err
+		}
+	}
+	return s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
 }
 
 // clear removes every worker, held back by its finalizer or not.
@@ -186,7 +225,8 @@ func (s *site) clear(ctx context.Context) error {
 	for i := range list.Items {
 		name := list.Items[i].Name
 		if len(list.Items[i].Finalizers) > 0 {
-			if _, err := s.pods.Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{}); err != nil {
+			_, err := s.pods.Patch(ctx, name, types.MergePatchType, []byte(`{"metadata":{"finalizers":null}}`), metav1.PatchOptions{})
+			if err != nil && !apierrors.IsNotFound(err) {
 				return fmt.Errorf("letting go of worker %s: %w", name, err)
 			}
 		}

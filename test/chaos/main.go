@@ -45,7 +45,7 @@ type harm struct {
 // fault is a row to be run.
 type fault struct {
 	name string
-	run  func(ctx context.Context, site *site, run int) (harm, error)
+	run  func(ctx context.Context, s *site, task string) (harm, error)
 }
 
 var matrix = []fault{
@@ -109,14 +109,25 @@ func inject(ctx context.Context, l *lab.Lab, f fault, runs int) (row Row, err er
 		return row, err
 	}
 	defer func() {
-		if cerr := s.close(); err == nil {
-			err = cerr
-		}
+		err = errors.Join(err, s.Close())
 	}()
 	row = Row{Name: f.name, Runs: runs}
 	var recoveries []time.Duration
-	for run := range runs {
-		h, err := f.run(ctx, s, run)
+	for run, missed := 0, 0; run < runs; run++ {
+		h, err := f.run(ctx, s, fmt.Sprintf("chaos-%d-%d", run, missed))
+		if cerr := s.clear(ctx); cerr != nil {
+			return row, cerr
+		}
+		if errors.Is(err, errMissed) && missed < 2*runs {
+			fmt.Fprintf(os.Stderr, "%s: run %d: %v; again\n", f.name, run+1, err)
+			run--
+			missed++
+			// The event is done; what was killed has to come back for the next try.
+			if err := s.revive(ctx); err != nil {
+				return row, err
+			}
+			continue
+		}
 		if err != nil {
 			return row, fmt.Errorf("run %d: %w", run+1, err)
 		}
@@ -124,8 +135,8 @@ func inject(ctx context.Context, l *lab.Lab, f fault, runs int) (row Row, err er
 		row.Duplicated += h.duplicated
 		row.Reordered += h.reordered
 		recoveries = append(recoveries, h.recovery)
-		fmt.Fprintf(os.Stderr, "%s: run %d of %d: lost %d, duplicated %d, recovered in %v\n",
-			f.name, run+1, runs, h.lost, h.duplicated, h.recovery.Round(time.Millisecond))
+		fmt.Fprintf(os.Stderr, "%s: run %d of %d: lost %d, duplicated %d, reordered %d, recovered in %v\n",
+			f.name, run+1, runs, h.lost, h.duplicated, h.reordered, h.recovery.Round(time.Millisecond))
 	}
 	row.RecoveryP50 = report.Milliseconds(report.Quantile(recoveries, 0.5))
 	row.RecoveryMax = report.Milliseconds(report.Quantile(recoveries, 1))

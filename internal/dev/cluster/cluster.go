@@ -111,7 +111,7 @@ func (c *Cluster) Load(ctx context.Context, archives ...string) error {
 		}
 		return nil
 	default:
-		return errors.New("loading images into the current cluster: push them where its nodes can pull them, and name them by OTTOSCALER_IMAGE and OTTO_AGENT_IMAGE")
+		return errors.New("images are not loaded into a cluster that is not ours")
 	}
 }
 
@@ -121,7 +121,17 @@ func (c *Cluster) Down(ctx context.Context) error {
 	case Source:
 		return c.source(ctx, nil, "down")
 	case InDocker:
-		return c.kind(ctx, nil, "delete", "cluster")
+		if err := c.kindKubeconfig(); err != nil {
+			return err
+		}
+		// Without its own kubeconfig, kind would look into the user's.
+		if err := c.kind(ctx, nil, "delete", "cluster", "--kubeconfig", c.Kubeconfig); err != nil {
+			return err
+		}
+		if err := os.Remove(c.Kubeconfig); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing the kubeconfig of cluster %s: %w", c.opts.Name, err)
+		}
+		return nil
 	default:
 		return nil
 	}
@@ -190,20 +200,15 @@ func (c *Cluster) source(ctx context.Context, out io.Writer, args ...string) err
 }
 
 func (c *Cluster) kindUp(ctx context.Context) error {
-	name := c.opts.Name
-	dir, err := os.UserCacheDir()
+	err := c.kindKubeconfig()
 	if err != nil {
-		return fmt.Errorf("finding the cache folder: %w", err)
-	}
-	c.Kubeconfig = filepath.Join(dir, "ottoscaler", "kind", name+".kubeconfig")
-	if err := os.MkdirAll(filepath.Dir(c.Kubeconfig), 0o700); err != nil {
-		return fmt.Errorf("making room for the kubeconfig: %w", err)
-	}
-	var clusters bytes.Buffer
-	if err := c.run(ctx, &clusters, "go", "tool", "-modfile="+c.tool("kind"), "kind", "get", "clusters"); err != nil {
 		return err
 	}
-	if strings.Contains("\n"+clusters.String(), "\n"+name+"\n") {
+	var clusters bytes.Buffer
+	if err = c.run(ctx, &clusters, "go", "tool", "-modfile="+c.tool("kind"), "kind", "get", "clusters"); err != nil {
+		return err
+	}
+	if strings.Contains("\n"+clusters.String(), "\n"+c.opts.Name+"\n") {
 		err = c.kind(ctx, nil, "export", "kubeconfig", "--kubeconfig", c.Kubeconfig)
 	} else {
 		create := []string{"create", "cluster", "--wait", "3m", "--kubeconfig", c.Kubeconfig}
@@ -227,6 +232,20 @@ func (c *Cluster) kindUp(ctx context.Context) error {
 		if !strings.Contains(addr, ":") { // the servers of tests and demo listen on IPv4
 			c.HostAddr = addr
 		}
+	}
+	return nil
+}
+
+// kindKubeconfig sets the path of the kubeconfig of a kind cluster, which is not
+// the user's.
+func (c *Cluster) kindKubeconfig() error {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return fmt.Errorf("finding the cache folder: %w", err)
+	}
+	c.Kubeconfig = filepath.Join(dir, "ottoscaler", "kind", c.opts.Name+".kubeconfig")
+	if err := os.MkdirAll(filepath.Dir(c.Kubeconfig), 0o700); err != nil {
+		return fmt.Errorf("making room for the kubeconfig: %w", err)
 	}
 	return nil
 }

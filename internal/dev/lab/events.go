@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"strings"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
@@ -41,18 +43,33 @@ func (e *Events) Send(ctx context.Context, fields map[string]string) (string, er
 
 // Await waits for the result of an event.
 func (e *Events) Await(ctx context.Context, id string) (scaleevent.Result, error) {
-	for last := "0"; ; {
+	results, err := e.AwaitAll(ctx, id)
+	if err != nil {
+		return scaleevent.Result{}, err
+	}
+	return results[0], nil
+}
+
+// AwaitAll waits for the first result of each event and returns them in the order
+// in which they came.
+func (e *Events) AwaitAll(ctx context.Context, ids ...string) ([]scaleevent.Result, error) {
+	var results []scaleevent.Result
+	missing := slices.Clone(ids)
+	for last := "0"; len(missing) > 0; {
 		entries, err := e.read(ctx, e.streams.Results, last)
 		if err != nil {
-			return scaleevent.Result{}, fmt.Errorf("waiting for the result of event %s: %w", id, err)
+			return nil, fmt.Errorf("waiting for the results of events %s: %w", strings.Join(missing, ", "), err)
 		}
 		for _, entry := range entries {
 			last = entry.ID
-			if result := scaleevent.ParseResult(fields(entry)); result.EventID == id {
-				return result, nil
+			result := scaleevent.ParseResult(fields(entry))
+			if i := slices.Index(missing, result.EventID); i >= 0 {
+				missing = slices.Delete(missing, i, i+1)
+				results = append(results, result)
 			}
 		}
 	}
+	return results, nil
 }
 
 // AwaitDead waits for the dead letter of an event and returns its fields.

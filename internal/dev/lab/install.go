@@ -2,15 +2,19 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
 	"github.com/ottoscaler/ottoscaler/internal/dev/image"
 	"github.com/ottoscaler/ottoscaler/internal/dev/release"
 )
@@ -22,11 +26,20 @@ const Release = "ottoscaler"
 const redisSecret = "ottoscaler-redis"
 
 // LoadImages compiles the product and the sample agent, makes images of them
-// without a container engine, and loads them into the cluster.
+// without a container engine, and loads them into the cluster. Into a cluster that
+// is not ours nothing is loaded: OTTOSCALER_IMAGE and OTTO_AGENT_IMAGE name what
+// its nodes can pull.
 func (l *Lab) LoadImages(ctx context.Context) error {
+	if l.Cluster.Kind == cluster.Current {
+		if os.Getenv("OTTOSCALER_IMAGE") == "" || os.Getenv("OTTO_AGENT_IMAGE") == "" {
+			return errors.New("CLUSTER=current needs OTTOSCALER_IMAGE and OTTO_AGENT_IMAGE, two images that the cluster's nodes can pull (make image builds them)")
+		}
+		return nil
+	}
 	dir := filepath.Join(l.Root, "build", "images")
 	product, agent := filepath.Join(dir, "ottoscaler.tar"), filepath.Join(dir, "otto-agent.tar")
-	if _, err := image.Ottoscaler(ctx, l.Root, ImageTag, product); err != nil {
+	var err error
+	if l.imageDigest, err = image.Ottoscaler(ctx, l.Root, ImageTag, product); err != nil {
 		return err
 	}
 	if _, err := image.Agent(ctx, l.Root, ImageTag, agent); err != nil {
@@ -44,12 +57,21 @@ func (l *Lab) Installation(namespace, logServer string) release.Options {
 	}
 	chart := filepath.Join(l.Root, "charts", "ottoscaler")
 	streams := Streams(namespace)
+	product, agent := image.OttoscalerName+":"+ImageTag, AgentImage
+	if l.Cluster.Kind == cluster.Current {
+		product, agent = os.Getenv("OTTOSCALER_IMAGE"), os.Getenv("OTTO_AGENT_IMAGE")
+	}
+	colon := strings.LastIndex(product, ":")
 	return release.Options{
 		Kubeconfig: l.Cluster.Kubeconfig, Namespace: namespace, Name: Release, Chart: chart,
 		ValuesFiles: []string{filepath.Join(chart, "values-jinwoo.yaml")},
 		Set:         []string{"redis.existingSecret.name=" + redisSecret},
 		SetString: []string{
-			"image.tag=" + ImageTag,
+			"image.repository=" + product[:max(colon, 0)],
+			"image.tag=" + product[colon+1:],
+			"scaler.env.OTTO_AGENT_IMAGE=" + agent,
+			// The tag stays the same when the image changes; this makes a new pod of it.
+			`podAnnotations.ottoscaler\.dev/image-digest=` + l.imageDigest,
 			"consumer.env.REDIS_HOST=" + host,
 			"consumer.env.REDIS_PORT=" + strconv.Itoa(l.Redis.Port),
 			"consumer.env.REDIS_STREAM=" + streams.Events,
@@ -76,6 +98,18 @@ func (l *Lab) Install(ctx context.Context, namespace, logServer string) error {
 		return fmt.Errorf("storing the password of Redis: %w", err)
 	}
 	return release.Apply(ctx, l.Installation(namespace, logServer))
+}
+
+// WriteEnvFile writes the environment file of a developer whose installation is in
+// the namespace, as test-event reads it. It holds the password of Redis.
+func (l *Lab) WriteEnvFile(path, namespace string) error {
+	streams := Streams(namespace)
+	env := fmt.Sprintf("REDIS_HOST=%s\nREDIS_PORT=%d\nREDIS_PASSWORD=%s\nREDIS_STREAM=%s\nREDIS_RESULTS_STREAM=%s\nREDIS_DEAD_STREAM=%s\n",
+		l.Redis.Host, l.Redis.Port, l.Redis.Password, streams.Events, streams.Results, streams.Dead)
+	if err := os.WriteFile(path, []byte(env), 0o600); err != nil {
+		return fmt.Errorf("writing the environment file: %w", err)
+	}
+	return nil
 }
 
 // Uninstall removes what Install made.

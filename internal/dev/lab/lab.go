@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -22,12 +21,13 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
+	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 )
 
 // Options say what is needed.
 type Options struct {
 	// Name tells labs on one machine apart. A cluster of that name that is already
-	// up is used, and stays up for the next run.
+	// up is used.
 	Name string
 	// Kind says where the cluster comes from; see [cluster.KindFromEnv].
 	Kind cluster.Kind
@@ -51,12 +51,13 @@ type Lab struct {
 	// Core is a client for the cluster's core API, without a rate limit.
 	Core *corev1client.CoreV1Client
 
-	opts Options
+	opts        Options
+	imageDigest string // of the product's image, once it is loaded
 }
 
 // Up sets up what is not there yet.
 func Up(ctx context.Context, opts Options) (*Lab, error) {
-	root, err := Root(ctx)
+	root, err := source.Root(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -65,17 +66,28 @@ func Up(ctx context.Context, opts Options) (*Lab, error) {
 		return nil, err
 	}
 	if l.Redis, err = redis.Start(ctx, redis.Options{Dir: opts.Dir, Detach: opts.Dir != "", Bind: l.bind(), Output: opts.Output}); err != nil {
-		return nil, fmt.Errorf("bringing up Redis: %w", err)
+		err = fmt.Errorf("bringing up Redis: %w", err)
+		if opts.Dir == "" { // else what is up stays up, for the next try
+			err = errors.Join(err, l.Close())
+		}
+		return nil, err
 	}
 	return l, nil
 }
 
-// Close ends what belongs to this process: Redis, unless it was to outlive it.
+// Close removes what is there: Redis and the cluster. KEEP=1 in the environment
+// leaves the cluster up, for a quick next run.
 func (l *Lab) Close() error {
-	if l.opts.Dir != "" {
-		return nil
+	var err error
+	if l.Redis != nil {
+		err = l.Redis.Stop()
 	}
-	return l.Redis.Stop()
+	if os.Getenv("KEEP") != "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	return errors.Join(err, l.Cluster.Down(ctx))
 }
 
 // Listen opens a port that pods of the cluster reach, and no one beyond this machine.
@@ -135,19 +147,6 @@ func (l *Lab) Build(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("building the binaries: %w\n%s", err, out)
 	}
 	return bin, nil
-}
-
-// Root finds the top of the source tree from anywhere within it.
-func Root(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", fmt.Errorf("finding the source tree: %w", err)
-	}
-	file := strings.TrimSpace(string(out))
-	if filepath.Base(file) != "go.mod" {
-		return "", errors.New("finding the source tree: run this from within it")
-	}
-	return filepath.Dir(file), nil
 }
 
 func client(kubeconfig string) (*corev1client.CoreV1Client, error) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/dev/image"
 )
 
 // Binaries of the main pod, in the order of the data's way.
@@ -37,7 +38,7 @@ type Processes struct {
 // ImageTag and AgentImage name what LoadImages makes, as values-jinwoo.yaml does.
 const (
 	ImageTag   = "dev"
-	AgentImage = "ottoscaler.local/otto-agent:" + ImageTag
+	AgentImage = image.AgentName + ":" + ImageTag
 )
 
 // Pools is the pool file that the processes' scaler reads.
@@ -53,13 +54,14 @@ const Pools = `pools:
 `
 
 // Processes builds the binaries and prepares their environment; it starts none.
-// Their logs go to files in dir. logServer may be empty when no relay is started.
-func (l *Lab) Processes(ctx context.Context, dir, namespace, logServer string) (*Processes, error) {
+// Their logs go to files in a temporary folder.
+func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Processes, error) {
 	bin, err := l.Build(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	dir, err := os.MkdirTemp("", "ottoscaler-"+namespace+"-")
+	if err != nil {
 		return nil, fmt.Errorf("preparing the processes: %w", err)
 	}
 	pools := filepath.Join(dir, "pools.yaml")
@@ -117,6 +119,9 @@ func (p *Processes) Start(names ...string) error {
 	return nil
 }
 
+// Running tells whether a program was started and not ended since.
+func (p *Processes) Running(name string) bool { return p.running[name] != nil }
+
 // AwaitReady waits until the programs say that they are ready.
 func (p *Processes) AwaitReady(ctx context.Context, names ...string) error {
 	for _, name := range names {
@@ -167,6 +172,18 @@ func (p *Processes) end(signal syscall.Signal, names []string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Close stops what runs, against the data's way, and removes the logs, unless one
+// of the programs did not stop cleanly.
+func (p *Processes) Close() error {
+	if err := p.Stop(LogRelay, Scaler, Consumer); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(p.dir); err != nil {
+		return fmt.Errorf("removing the logs of the processes: %w", err)
+	}
+	return nil
 }
 
 // LogFile returns the path of a program's log.

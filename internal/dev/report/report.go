@@ -4,6 +4,7 @@ package report
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,8 +16,12 @@ import (
 	"time"
 )
 
-// Write prints rows as a table with a header and writes them to file as a JSON array.
+// Write prints rows as a table with a header and writes them to file as a JSON
+// array. A table without rows is an error: the ONLY variable selected nothing.
 func Write[R any](out io.Writer, file string, header []string, rows []R, cells func(R) []string) error {
+	if len(rows) == 0 {
+		return errors.New("no row has a name that ONLY selects")
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, strings.Join(header, "\t"))
 	for _, row := range rows {

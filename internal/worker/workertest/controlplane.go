@@ -4,14 +4,8 @@
 package workertest
 
 import (
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -24,56 +18,30 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/util/retry"
+
+	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
+	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 )
 
 // clusterName is the control plane that all packages' tests share.
 const clusterName = "worker-test"
 
 // controlPlane starts the control plane once per test binary. A cluster that is up
-// already is taken as it is, within a second or two.
+// already is taken as it is, within a second or two. It stays up for the other
+// packages; scripts/test takes it down.
 var controlPlane = sync.OnceValues(func() (string, error) {
-	root, err := repository()
-	if err != nil {
-		return "", err
-	}
-	fmt.Fprintf(os.Stderr, "workertest: control plane %s is wanted; the first time, building it takes some minutes. It stays up for the next run (make test-down, or: go -C test/cluster run . down --name %s)\n", clusterName, clusterName)
-	if _, err := cluster(root, os.Stderr, "up", "--nodes", "0"); err != nil {
-		return "", err
-	}
-	out, err := cluster(root, os.Stderr, "kubeconfig")
-	return strings.TrimSpace(out), err
-})
-
-func cluster(root string, progress *os.File, args ...string) (string, error) {
-	args = append([]string{"-C", filepath.Join(root, "test", "cluster"), "run", "."}, append(args, "--name", clusterName)...)
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", args...)
-	var stdout bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, progress
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
-	}
-	return stdout.String(), nil
-}
-
-// repository finds the root of the repository: tests run in their package's folder.
-func repository() (string, error) {
-	dir, err := os.Getwd()
+	root, err := source.Root(ctx)
 	if err != nil {
 		return "", err
 	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "test", "cluster", "go.mod")); err == nil {
-			return dir, nil
-		}
-		parent := filepath.Dir(dir)
-		if parent == dir {
-			return "", errors.New("test/cluster is in no folder above the test")
-		}
-		dir = parent
+	c, err := cluster.Up(ctx, cluster.Options{Kind: cluster.Source, Name: clusterName, Root: root, Output: os.Stderr})
+	if err != nil {
+		return "", err
 	}
-}
+	return c.Kubeconfig, nil
+})
 
 // Kubeconfig returns the path of the kubeconfig of the shared control plane: etcd,
 // API server, controller manager and scheduler, without a node. It starts it
