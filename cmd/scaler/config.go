@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
@@ -38,6 +40,9 @@ type Config struct {
 	// DrainTimeout is how long events that are being carried out may take once
 	// the process is told to stop. It must be shorter than the pod's grace.
 	DrainTimeout time.Duration `split_words:"true" default:"20s" desc:"how long events may still take once told to stop"`
+	// ReleaseAfter makes release-workers wait until no pod that it selects runs:
+	// what the main pod's last events made is to be released as well.
+	ReleaseAfter string `split_words:"true" desc:"label selector of the pods that 'scaler release-workers' waits for to be gone; the post-delete hook sets it"`
 	// ReleaseTimeout bounds release-workers.
 	ReleaseTimeout time.Duration `split_words:"true" default:"60s" desc:"how long 'scaler release-workers' may take; three quarters of it are for the workers' last lines"`
 }
@@ -71,6 +76,9 @@ func (c Config) Validate() error {
 		if d < 0 {
 			add("%s: %s is negative", name, d)
 		}
+	}
+	if _, err := labels.Parse(c.ReleaseAfter); err != nil {
+		add("RELEASE_AFTER: %q is no label selector: %s", c.ReleaseAfter, strings.ReplaceAll(err.Error(), "\n", " "))
 	}
 	if c.ReleaseTimeout <= 0 {
 		add("RELEASE_TIMEOUT: %s is not more than zero", c.ReleaseTimeout)

@@ -6,7 +6,8 @@
 //	scaler release-workers
 //
 // it removes all workers of the installation instead, and returns: the chart's
-// pre-delete hook.
+// pre-delete hook. With RELEASE_AFTER it first waits for the main pod to be gone:
+// the post-delete hook.
 package main
 
 import (
@@ -17,11 +18,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
+	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
 	"github.com/ottoscaler/ottoscaler/internal/worker"
@@ -46,7 +46,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	registry := daemon.NewRegistry()
 	health := daemon.NewHealth(registry)
-	health.Require(worker.PartKubernetes, worker.PartQueue, worker.PartPools)
+	health.Require(worker.PartKubernetes, worker.PartQueue, worker.PartPools, partEvents)
 
 	pools, err := worker.LoadPoolFile(cfg.PoolsFile, cfg.OttoAgentImage, func(err error) { health.Report(worker.PartPools, err) }, log)
 	if err != nil {
@@ -84,8 +84,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 			return nil // told to stop before it began
 		}
 		log.InfoContext(ctx, "ready to scale", "namespace", cfg.Namespace, "instance", cfg.InstanceID, "pools", pools.Current().Names())
-		manager.CheckPools(ctx)
-		return queue.Serve(ctx, client.Events(), queue.SubscribeOptions{
+		// It only warns, and a slow webhook would keep the events waiting.
+		group.Go(func() error { manager.CheckPools(ctx); return nil })
+		events := reportingQueue{client.Events(), func(err error) { health.Report(partEvents, err) }}
+		return queue.Serve(ctx, events, queue.SubscribeOptions{
 			Name:         "scaler",
 			Credits:      cfg.EventConcurrency,
 			DrainTimeout: cfg.DrainTimeout,
@@ -99,11 +101,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return err
 }
 
-// release is the chart's pre-delete hook.
+// release is the chart's hook before its objects are deleted, and after.
 func release(ctx context.Context, cfg Config, log *slog.Logger) error {
 	pods, err := podsClient(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)
+	}
+	if cfg.ReleaseAfter != "" {
+		return worker.ReleaseRest(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseAfter, cfg.ReleaseTimeout, log)
 	}
 	return worker.ReleaseAll(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseTimeout, log)
 }
@@ -112,16 +117,9 @@ func release(ctx context.Context, cfg Config, log *slog.Logger) error {
 // one that the pod runs in.
 func podsClient(cfg Config, log *slog.Logger) (corev1client.PodsGetter, error) {
 	klog.SetSlogLogger(log)
-	var config *rest.Config
-	var err error
-	if cfg.Kubeconfig != "" {
-		config, err = clientcmd.NewNonInteractiveDeferredLoadingClientConfig(
-			&clientcmd.ClientConfigLoadingRules{Precedence: []string{cfg.Kubeconfig}}, nil).ClientConfig()
-	} else if config, err = rest.InClusterConfig(); err != nil {
-		err = fmt.Errorf("%w (outside of a cluster, set KUBECONFIG)", err)
-	}
+	config, err := kubeconfig.Load(cfg.Kubeconfig)
 	if err != nil {
-		return nil, fmt.Errorf("finding the cluster: %w", err)
+		return nil, err
 	}
 	config.UserAgent = "ottoscaler-scaler/" + daemon.Version()
 	// The limit of five calls a second is from before the API server had fairness

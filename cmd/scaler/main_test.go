@@ -170,7 +170,7 @@ func TestEventsAreCarriedOutOverTheQueue(t *testing.T) {
 	l, stop := begin(t, cfg) // before there is a queue
 	defer stop()
 	workertest.Eventually(t, "it waits for the queue", func() bool { return l.count("cannot offer workers") == 1 })
-	if code, body := readyz(t, cfg); code != http.StatusServiceUnavailable || !strings.Contains(body, "queue") {
+	if code, body := readyz(t, cfg); code != http.StatusServiceUnavailable || !strings.Contains(body, "queue") || !strings.Contains(body, partEvents) {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
 
@@ -205,12 +205,15 @@ func TestEventsAreCarriedOutOverTheQueue(t *testing.T) {
 	if n := len(space.Workers()); n != 2 {
 		t.Errorf("%d workers, want 2", n)
 	}
-	if code, body := readyz(t, cfg); code != http.StatusOK {
-		t.Errorf("/readyz: %d %s", code, body)
-	}
+	workertest.Eventually(t, "it is ready", func() bool { code, _ := readyz(t, cfg); return code == http.StatusOK })
 	workertest.Eventually(t, "both workers are offered to the relay", func() bool {
 		stats, err := workers.Stats(t.Context())
 		return err == nil && stats.Ready == 2
+	})
+	server.Stop()
+	workertest.Eventually(t, "it says that the subscription is broken", func() bool {
+		code, body := readyz(t, cfg)
+		return code == http.StatusServiceUnavailable && strings.Contains(body, partEvents)
 	})
 	stop()
 

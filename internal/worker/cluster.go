@@ -24,8 +24,10 @@ import (
 
 const (
 	// writeTimeout bounds one call. A write goes on when the event's lease ends:
-	// the answer to it tells the next delivery more than a broken call would.
-	writeTimeout = 15 * time.Second
+	// the answer to it tells the next delivery more than a broken call would. A
+	// process that is told to stop may wait for two, one after the other; the pod's
+	// grace period in the chart allows for that.
+	writeTimeout = 10 * time.Second
 	// seenTimeout bounds the wait for the cache to show our own writes. It takes
 	// milliseconds unless the watch is broken.
 	seenTimeout = 10 * time.Second
@@ -263,6 +265,24 @@ func (c *cluster) listAll(ctx context.Context) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
+// running asks the API server itself for the names of the pods of a selector,
+// workers or not, that have not ended.
+func (c *cluster) running(ctx context.Context, selector string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	list, err := c.client.List(ctx, metav1.ListOptions{LabelSelector: selector})
+	if err != nil {
+		return nil, fmt.Errorf("listing pods of %s: %w", selector, err)
+	}
+	var names []string
+	for i := range list.Items {
+		if !finished(&list.Items[i]) {
+			names = append(names, list.Items[i].Name)
+		}
+	}
+	return names, nil
+}
+
 // write runs one call that changes something. It is not cut off by the end of
 // ctx, but does not begin after it either.
 func (c *cluster) write(ctx context.Context, call func(ctx context.Context) error) error {
@@ -299,12 +319,13 @@ func (c *cluster) create(ctx context.Context, p *corev1.Pod) (_ *corev1.Pod, cre
 	return made, created, nil
 }
 
-// dryRun has the API server check a pod without creating it.
+// dryRun has the API server check a pod without creating it. It changes nothing,
+// so the end of ctx may cut it off.
 func (c *cluster) dryRun(ctx context.Context, p *corev1.Pod) error {
-	return c.write(ctx, func(ctx context.Context) error {
-		_, err := c.client.Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
-		return err
-	})
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	_, err := c.client.Create(ctx, p, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+	return err
 }
 
 // annotate adds annotations to the pod as it was seen: it fails with a conflict

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
@@ -24,6 +25,7 @@ type life struct {
 	settledFor string    // the events that are known to be settled
 	awaiting   string    // the events whose settlement is awaited
 	stopWait   func()    // ends that wait
+	letGo      bool      // the queue has been told to forget it
 	endSeen    time.Time // when its end was first seen here
 	sawPending bool
 	sawRunning bool
@@ -64,7 +66,7 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 	m.witness(ctx, p, l)
 	if !held(p) {
 		// Released, by us or by force. The outcome has done its work.
-		m.settle(ctx, p.UID)
+		m.letGo(ctx, p.UID, l)
 		if finished(p) && p.DeletionTimestamp == nil {
 			return m.collect(ctx, p)
 		}
@@ -114,7 +116,19 @@ func (m *Manager) forget(ctx context.Context, r ref) {
 	}
 	m.mu.Unlock()
 	if l != nil {
-		m.settle(ctx, r.uid)
+		m.letGo(ctx, r.uid, l)
+	}
+}
+
+// letGo has the queue forget a worker, once: a worker that is no longer held may
+// change many times before it is gone.
+func (m *Manager) letGo(ctx context.Context, uid types.UID, l *life) {
+	m.mu.Lock()
+	again := l.letGo
+	l.letGo = true
+	m.mu.Unlock()
+	if !again {
+		m.settle(ctx, uid)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -246,6 +247,43 @@ func TestReleaseAllLeavesNothing(t *testing.T) {
 	}
 	if took := time.Since(begun); took > 15*time.Second {
 		t.Errorf("it took %v, though every last line was stored at once", took)
+	}
+}
+
+func TestReleaseRestWaitsForTheMainPodAndReleasesWhatItMadeLast(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	main, err := s.Client.Pods(s.Namespace).Create(t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "main", Labels: map[string]string{"is": "main"}},
+		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "scaler", Image: "scaler:test"}}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	if err := worker.ReleaseRest(t.Context(), s.Client, s.Namespace, instance, "is=main", time.Second, log); err == nil || !strings.Contains(err.Error(), "left: main") {
+		t.Errorf("the main pod stays, but the error is %v", err)
+	}
+
+	released := make(chan error, 1)
+	go func() {
+		released <- worker.ReleaseRest(t.Context(), s.Client, s.Namespace, instance, "is=main", 30*time.Second, log)
+	}()
+	s.done(up("late", 2), 1) // by a scaler that still drains
+	select {
+	case err := <-released:
+		t.Fatalf("it returned %v beside a main pod", err)
+	case <-time.After(2 * time.Second):
+	}
+	s.mustHave(3) // the main pod among them
+	s.stop()
+	if err := s.Client.Pods(s.Namespace).Delete(t.Context(), main.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-released; err != nil {
+		t.Fatal(err)
+	}
+	if left := s.Workers(); len(left) != 0 {
+		t.Errorf("%d pods are left", len(left))
 	}
 }
 

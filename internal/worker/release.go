@@ -2,8 +2,10 @@ package worker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,6 +46,52 @@ func ReleaseAll(ctx context.Context, pods corev1client.PodsGetter, namespace, in
 	_ = watch.Wait() // it returns no error
 	return err
 }
+
+// ReleaseRest is [ReleaseAll] for after the installation is gone: for the chart's
+// post-delete hook. Until the main pod has ended it carries out events, and may
+// have made workers since; so this waits until no pod that the label selector main
+// matches is there. Nobody is left then to send a worker's last lines, and our
+// finalizer is taken off at once.
+//
+// If the main pod is still there when most of the timeout has passed, workers are
+// released all the same, and the error says so. It is safe to call again.
+func ReleaseRest(ctx context.Context, pods corev1client.PodsGetter, namespace, instance, main string, timeout time.Duration, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	cluster, err := newCluster(pods, namespace, instance, func(error) {}, func(ref) {})
+	if err != nil {
+		return fmt.Errorf("preparing to read pods: %w", err)
+	}
+	r := &releaser{cluster: cluster, metrics: newMetrics(prometheus.NewRegistry()), log: log}
+	waitCtx, stopWait := context.WithTimeout(ctx, timeout*9/10)
+	defer stopWait()
+	waitErr := r.awaitNone(waitCtx, main)
+	if waitErr != nil {
+		log.WarnContext(ctx, "releasing workers though new ones may come", "err", waitErr)
+	}
+	return errors.Join(waitErr, r.strip(ctx))
+}
+
+// awaitNone blocks until no pod of that selector runs. One that has ended, such as
+// an evicted one, does nothing any more.
+func (r *releaser) awaitNone(ctx context.Context, selector string) error {
+	left := "unknown"
+	for range awaitMain.Attempts(ctx) {
+		running, err := r.cluster.running(ctx, selector)
+		switch {
+		case err != nil:
+			r.log.WarnContext(ctx, "trying again", "err", err)
+		case len(running) == 0:
+			return nil
+		default:
+			left = strings.Join(running, ", ")
+		}
+	}
+	return fmt.Errorf("waiting for the main pod to be gone: %w, left: %s", ctx.Err(), left)
+}
+
+// awaitMain paces the looks at a main pod that drains.
+var awaitMain = backoff.Policy{Initial: 100 * time.Millisecond, Max: time.Second}
 
 type releaser struct {
 	cluster *cluster

@@ -1,6 +1,9 @@
 package chart_test
 
 import (
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +12,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/ottoscaler/ottoscaler/internal/worker"
 )
@@ -65,22 +70,23 @@ func TestValuesReachTheProgramsAsTheyWereWritten(t *testing.T) {
 	}
 }
 
-func TestGracePeriodMustBeLongerThanEveryDrain(t *testing.T) {
+func TestGracePeriodHasRoomForEveryDrainAndTheWritesAfterIt(t *testing.T) {
 	for _, row := range []struct {
 		drain string
 		grace int
 		ok    bool
 	}{
-		{"", 30, true},
-		{"", 20, false},
-		{"", 21, true},
-		{"29s", 30, true},
-		{"30s", 30, false},
-		{"1m30s", 91, true},
-		{"1m30s", 90, false},
-		{"1500ms", 2, true},
-		{"0.5h", 1801, true},
-		{"0.5h", 1800, false},
+		{"", 45, true},
+		{"", 40, true},
+		{"", 39, false},
+		{"10s", 30, true},
+		{"11s", 30, false},
+		{"1m30s", 110, true},
+		{"1m30s", 109, false},
+		{"1500ms", 22, true},
+		{"1500ms", 21, false},
+		{"0.5h", 1820, true},
+		{"0.5h", 1819, false},
 	} {
 		for _, program := range []string{"consumer", "scaler", "logRelay"} {
 			vals := minimal()
@@ -189,7 +195,11 @@ func TestDigestWinsOverTag(t *testing.T) {
 }
 
 func TestUninstallReleasesTheWorkersFirst(t *testing.T) {
-	job := one[*batchv1.Job](t, render(t, "ottoscaler", minimal()))
+	r := render(t, "ottoscaler", minimal())
+	job := hook(t, r, "pre-delete")
+	if job.Spec.Template.Spec.ServiceAccountName != one[*appsv1.Deployment](t, r).Spec.Template.Spec.ServiceAccountName {
+		t.Error("the hook runs as another account than the main pod, which still has its role")
+	}
 	if got := job.Annotations["helm.sh/hook"]; got != "pre-delete" {
 		t.Errorf("hook %q, want pre-delete", got)
 	}
@@ -203,15 +213,71 @@ func TestUninstallReleasesTheWorkersFirst(t *testing.T) {
 	for given, want := range map[string]time.Duration{"": 3 * time.Minute, "90s": 4 * time.Minute, "500ms": 62 * time.Second} {
 		vals := minimal()
 		vals["scaler"].(values)["env"].(values)["RELEASE_TIMEOUT"] = given
-		job := one[*batchv1.Job](t, render(t, "ottoscaler", vals))
+		job := hook(t, render(t, "ottoscaler", vals), "pre-delete")
 		if got := time.Duration(*job.Spec.ActiveDeadlineSeconds) * time.Second; got != want {
 			t.Errorf("RELEASE_TIMEOUT %q: the Job may take %s, want %s: two tries and a minute", given, got, want)
 		}
 	}
 	vals := minimal()
 	vals["releaseWorkers"] = values{"enabled": false}
-	if jobs := all[*batchv1.Job](render(t, "ottoscaler", vals)); len(jobs) > 0 {
-		t.Error("releaseWorkers.enabled=false still makes a hook")
+	r = render(t, "ottoscaler", vals)
+	if jobs, roles := all[*batchv1.Job](r), all[*rbacv1.Role](r); len(jobs) > 0 || len(roles) != 1 {
+		t.Errorf("releaseWorkers.enabled=false still makes %d hooks and %d roles", len(jobs), len(roles))
+	}
+}
+
+// hook returns the only Job of a hook.
+func hook(t *testing.T, r rendering, event string) *batchv1.Job {
+	t.Helper()
+	jobs := slices.DeleteFunc(all[*batchv1.Job](r), func(j *batchv1.Job) bool { return j.Annotations["helm.sh/hook"] != event })
+	if len(jobs) != 1 {
+		t.Fatalf("%d Jobs at %s, want 1", len(jobs), event)
+	}
+	return jobs[0]
+}
+
+func TestUninstallReleasesTheRestOnceTheMainPodIsGone(t *testing.T) {
+	for _, file := range valuesFiles(t) {
+		r := render(t, "ottoscaler", load(t, file))
+		job := hook(t, r, "post-delete")
+		c := job.Spec.Template.Spec.Containers[0]
+		if diff := cmp.Diff([]string{"/scaler", "release-workers"}, c.Command); diff != "" {
+			t.Errorf("%s: command (-want +got):\n%s", name(file), diff)
+		}
+		after, err := labels.Parse(variable(t, c, "RELEASE_AFTER").Value)
+		if err != nil || after.Empty() {
+			t.Fatalf("%s: it waits for pods of %q, %v", name(file), after, err)
+		}
+		main := one[*appsv1.Deployment](t, r)
+		if got, want := after.String(), labels.SelectorFromSet(main.Spec.Selector.MatchLabels).String(); got != want {
+			t.Errorf("%s: it waits for pods of %s, the Deployment's are %s", name(file), got, want)
+		}
+		if after.Matches(labels.Set(job.Spec.Template.Labels)) {
+			t.Errorf("%s: it waits for itself", name(file))
+		}
+
+		// The release's own account and role are gone by then: the hook brings all it needs.
+		account := job.Spec.Template.Spec.ServiceAccountName
+		if account == main.Spec.Template.Spec.ServiceAccountName {
+			t.Errorf("%s: it runs as %s, which is deleted by then", name(file), account)
+		}
+		made := map[string]bool{}
+		for _, object := range r.objects {
+			if object.GetName() != account {
+				continue
+			}
+			kind := object.GetObjectKind().GroupVersionKind().Kind
+			made[kind] = true
+			annotations := object.(interface{ GetAnnotations() map[string]string }).GetAnnotations()
+			weight, err := strconv.Atoi(annotations["helm.sh/hook-weight"])
+			if annotations["helm.sh/hook"] != "post-delete" || annotations["helm.sh/hook-delete-policy"] != "before-hook-creation,hook-succeeded" ||
+				err != nil || kind != "Job" && weight >= 0 {
+				t.Errorf("%s: %s is not there before the Job, or stays behind: %v", name(file), kind, annotations)
+			}
+		}
+		if want := map[string]bool{"Job": true, "ServiceAccount": true, "Role": true, "RoleBinding": true}; !maps.Equal(made, want) {
+			t.Errorf("%s: the hook brings %v, want %v", name(file), made, want)
+		}
 	}
 }
 

@@ -267,9 +267,21 @@ func pools(t *testing.T, r rendering) map[string]pool {
 	return file.Pools
 }
 
-func rules(t *testing.T, r rendering) []rbacv1.PolicyRule {
-	t.Helper()
-	return one[*rbacv1.Role](t, r).Rules
+// permissions returns what each Role allows, by its name.
+func permissions(r rendering) map[string][]string {
+	allowed := map[string][]string{}
+	for _, role := range all[*rbacv1.Role](r) {
+		for _, rule := range role.Rules {
+			for _, resource := range rule.Resources {
+				for _, group := range rule.APIGroups {
+					for _, verb := range rule.Verbs {
+						allowed[role.Name] = append(allowed[role.Name], strings.TrimPrefix(group+"/"+resource+" "+verb, "/"))
+					}
+				}
+			}
+		}
+	}
+	return allowed
 }
 
 // valuesFiles are those that the chart ships and those of testdata.

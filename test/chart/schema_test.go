@@ -77,6 +77,7 @@ var reserved = map[string]bool{
 	"QUEUE_ADDR":     true, // one container listens, the others dial
 	"REDIS_PASSWORD": true, // redis.existingSecret; values are no place for it
 	"KUBECONFIG":     true, // in a pod, the service account
+	"RELEASE_AFTER":  true, // the main pod's labels
 	// Secrets come from existingSecret, as a variable.
 	"REDIS_PASSWORD_FILE": true,
 }

@@ -167,8 +167,8 @@ that may have permissions. */}}
 {{- end -}}
 {{- range $key := list "consumer" "scaler" "logRelay" -}}
 {{- $drain := get (get $.Values $key).env "DRAIN_TIMEOUT" | default "20s" -}}
-{{- if le (float64 $.Values.terminationGracePeriodSeconds) (include "ottoscaler.seconds" $drain | float64) -}}
-{{- fail (printf "terminationGracePeriodSeconds is %v, but %s.env.DRAIN_TIMEOUT is %s: the kubelet would kill the containers in the middle of their drain" $.Values.terminationGracePeriodSeconds $key $drain) -}}
+{{- if lt (float64 $.Values.terminationGracePeriodSeconds) (include "ottoscaler.seconds" $drain | float64 | addf 20) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %v, but %s.env.DRAIN_TIMEOUT is %s, and 20 seconds more are needed: the kubelet would kill the containers in the middle of their last writes" $.Values.terminationGracePeriodSeconds $key $drain) -}}
 {{- end -}}
 {{- end -}}
 {{- if not (get .Values.scaler.env "OTTO_AGENT_IMAGE") -}}
