@@ -19,10 +19,10 @@ import (
 func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
 	for {
 		outcome, err := producer.Outcome(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // told to stop; the outcomes come again with the entries
+			}
 			return fmt.Errorf("waiting for outcomes: %w", err)
 		}
 		if !c.settle(ctx, outcome) {
