@@ -25,6 +25,18 @@ func TestAStartedProcessIsFoundUntilItIsStopped(t *testing.T) {
 	if err != nil || found == nil || found.PID != started.PID {
 		t.Fatalf("find: got %+v, %v, want pid %d", found, err, started.PID)
 	}
+	log := func() string {
+		text, err := os.ReadFile(process.LogFile(dir, "test"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(text))
+	}
+	for deadline := time.Now().Add(10 * time.Second); log() != "hello"; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("log: got %q, want hello", log())
+		}
+	}
 	if err := found.Stop(t.Context(), 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -33,9 +45,6 @@ func TestAStartedProcessIsFoundUntilItIsStopped(t *testing.T) {
 	}
 	if found, err := process.Find(dir, "test"); err != nil || found != nil {
 		t.Errorf("find after Stop: got %+v, %v, want nothing", found, err)
-	}
-	if log, err := os.ReadFile(process.LogFile(dir, "test")); err != nil || strings.TrimSpace(string(log)) != "hello" {
-		t.Errorf("log: got %q, %v, want hello", log, err)
 	}
 }
 

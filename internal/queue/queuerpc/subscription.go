@@ -182,8 +182,12 @@ func (s *subscription[T]) Resolve(ctx context.Context, d queue.Delivery[T], v qu
 	s.mu.Lock()
 	lost, ok := s.leases[d.Lease]
 	delete(s.leases, d.Lease)
+	gone := s.gone
 	s.mu.Unlock()
-	if !ok {
+	switch {
+	case gone: // the leases end a moment before the stream is known to have ended
+		return s.err
+	case !ok:
 		return queue.ErrLeaseLost
 	}
 	err := s.send(ctx, encodeVerdict(d.Lease, v))
