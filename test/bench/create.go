@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
 )
 
 // rawConcurrency is how many creates the bare client has under way at once: the
@@ -26,7 +28,7 @@ type scale struct {
 	*lab.Processes
 	events *lab.Events
 	pods   corev1client.PodInterface
-	seen   <-chan watch.Event
+	added  <-chan struct{} // a token for each pod that the watch showed; closed when it ended
 	stop   func()
 }
 
@@ -40,11 +42,20 @@ func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
 		return nil, err
 	}
 	s := &scale{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns)}
-	w, err := s.pods.Watch(ctx, metav1.ListOptions{})
+	none, err := s.pods.List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("listing workers: %w", err)
+	}
+	// The API server ends the watch of whoever falls behind in a burst.
+	w, err := watchtools.NewRetryWatcherWithContext(ctx, none.ResourceVersion, &cache.ListWatch{
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			return s.pods.Watch(ctx, options)
+		},
+	})
 	if err != nil {
 		return nil, fmt.Errorf("watching workers: %w", err)
 	}
-	s.seen, s.stop = w.ResultChan(), w.Stop
+	s.added, s.stop = tokens(w.ResultChan()), w.Stop
 	err = s.Start(lab.Consumer, lab.Scaler)
 	if err == nil {
 		err = s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
@@ -60,18 +71,29 @@ func (s *scale) close() error {
 	return s.Close()
 }
 
+// tokens takes a watch's events as they come and counts the pods among them.
+func tokens(events <-chan watch.Event) <-chan struct{} {
+	added := make(chan struct{}, 10_000) // more than any measurement makes
+	go func() {
+		defer close(added)
+		for e := range events {
+			if e.Type == watch.Added {
+				added <- struct{}{}
+			}
+		}
+	}()
+	return added
+}
+
 // await returns once n further pods were seen to be created.
 func (s *scale) await(ctx context.Context, n int) error {
-	for n > 0 {
+	for ; n > 0; n-- {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %d more pods: %w", n, ctx.Err())
-		case e, ok := <-s.seen:
+		case _, ok := <-s.added:
 			if !ok {
 				return fmt.Errorf("the watch on the workers ended with %d to come", n)
-			}
-			if e.Type == watch.Added {
-				n--
 			}
 		}
 	}

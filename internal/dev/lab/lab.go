@@ -15,8 +15,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
@@ -154,9 +154,10 @@ func client(kubeconfig string) (*corev1client.CoreV1Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading kubeconfig %s: %w", kubeconfig, err)
 	}
-	cfg.QPS = -1 // the API server's own fairness limits us, as it does the scaler
-	cfg.Timeout = 0
-	c, err := corev1client.NewForConfig(rest.CopyConfig(cfg))
+	cfg.QPS = -1                                  // the API server's own fairness limits us, as it does the scaler
+	cfg.ContentType = runtime.ContentTypeProtobuf // as the scaler speaks
+	cfg.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	c, err := corev1client.NewForConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the cluster: %w", err)
 	}
