@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -40,16 +42,17 @@ type demo struct {
 	*lab.Lab
 	*narrator
 	events  *lab.Events
+	dir     string // what it keeps on disk
 	logDir  string
 	envFile string
 	workers map[string]*worker
 }
 
 // worker is what the demo saw of one worker, as times after its event.
-type worker struct{ created, running, ended time.Duration }
+type worker struct{ created, running time.Duration }
 
 // Run shows the main job from an event in Redis to lines at the log server.
-func (c *demoCommand) Run(ctx context.Context) (err error) {
+func (c *demoCommand) Run(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Hour)
 	defer cancel()
 	say := newNarrator(os.Stdout)
@@ -80,8 +83,8 @@ func demoDir() (string, error) {
 }
 
 func (d *demo) setUp(ctx context.Context) error {
-	dir, err := demoDir()
-	if err != nil {
+	var err error
+	if d.dir, err = demoDir(); err != nil {
 		return err
 	}
 	kind, err := cluster.KindFromEnv()
@@ -89,7 +92,7 @@ func (d *demo) setUp(ctx context.Context) error {
 		return err
 	}
 	d.do("bringing up a cluster and a Redis (the first cluster from source takes a quarter of an hour)")
-	if d.Lab, err = lab.Up(ctx, lab.Options{Name: demoName, Kind: kind, Nodes: 1, Dir: dir, Output: d.output()}); err != nil {
+	if d.Lab, err = lab.Up(ctx, lab.Options{Name: demoName, Kind: kind, Nodes: 1, Dir: d.dir, Output: d.output()}); err != nil {
 		return err
 	}
 	d.done("cluster %s (%s), Redis at %s:%d", demoName, d.Cluster.Kind, d.Redis.Host, d.Redis.Port)
@@ -99,7 +102,7 @@ func (d *demo) setUp(ctx context.Context) error {
 		return err
 	}
 	d.do("starting a log server")
-	addr, err := d.startLogServer(ctx, dir)
+	addr, err := d.startLogServer(ctx)
 	if err != nil {
 		return err
 	}
@@ -114,7 +117,7 @@ func (d *demo) setUp(ctx context.Context) error {
 		return err
 	}
 	d.events = d.Events(demoNamespace)
-	d.envFile = filepath.Join(dir, ".env.jinwoo.local")
+	d.envFile = filepath.Join(d.dir, ".env.jinwoo.local")
 	if err := d.WriteEnvFile(d.envFile, demoNamespace); err != nil {
 		return err
 	}
@@ -124,10 +127,10 @@ func (d *demo) setUp(ctx context.Context) error {
 
 // startLogServer runs the reference log server beside the demo, so that the
 // installation works on when the demo is over.
-func (d *demo) startLogServer(ctx context.Context, dir string) (addr string, err error) {
-	d.logDir = filepath.Join(dir, "logs")
-	addrFile := filepath.Join(dir, "logserver.addr")
-	running, err := process.Find(dir, logServer)
+func (d *demo) startLogServer(ctx context.Context) (addr string, err error) {
+	d.logDir = filepath.Join(d.dir, "logs")
+	addrFile := filepath.Join(d.dir, "logserver.addr")
+	running, err := process.Find(d.dir, logServer)
 	if err != nil {
 		return "", err
 	}
@@ -151,7 +154,7 @@ func (d *demo) startLogServer(ctx context.Context, dir string) (addr string, err
 	if err := listener.Close(); err != nil {
 		return "", fmt.Errorf("freeing the log server's port: %w", err)
 	}
-	if _, err := process.Start(process.Spec{Dir: dir, Name: logServer, Args: []string{bin, "--listen", addr, "--dir", d.logDir, "--print"}}); err != nil {
+	if _, err := process.Start(process.Spec{Dir: d.dir, Name: logServer, Args: []string{bin, "--listen", addr, "--dir", d.logDir, "--print"}}); err != nil {
 		return "", err
 	}
 	if err := os.WriteFile(addrFile, []byte(addr), 0o600); err != nil {
@@ -188,7 +191,7 @@ func (d *demo) scaleUp(ctx context.Context, workers int) error {
 	for running := 0; running < workers; {
 		e, ok := <-pods.ResultChan()
 		if !ok {
-			return fmt.Errorf("waiting for the workers to run: %w", cmp(ctx.Err(), errors.New("the watch ended")))
+			return fmt.Errorf("waiting for the workers to run: %w", cmp.Or(ctx.Err(), errors.New("the watch ended")))
 		}
 		p, isPod := e.Object.(*corev1.Pod)
 		if !isPod || p.Annotations[pod.AnnotationEventID] != id {
@@ -218,7 +221,6 @@ func (d *demo) scaleDown(ctx context.Context) error {
 		return err
 	}
 	defer pods.Stop()
-	sent := time.Now()
 	id, err := d.events.Publish(ctx, scaleevent.Event{Type: scaleevent.ScaleDown, TaskID: demoTask, TriggeredBy: "make demo"})
 	if err != nil {
 		return err
@@ -232,31 +234,15 @@ func (d *demo) scaleDown(ctx context.Context) error {
 			d.say("    %s", line)
 		case e, ok := <-pods.ResultChan():
 			if !ok {
-				return fmt.Errorf("waiting for the workers to leave: %w", cmp(ctx.Err(), errors.New("the watch ended")))
+				return fmt.Errorf("waiting for the workers to leave: %w", cmp.Or(ctx.Err(), errors.New("the watch ended")))
 			}
-			p, isPod := e.Object.(*corev1.Pod)
-			if w := d.workers[nameOf(p, isPod)]; w != nil && e.Type == watch.Deleted {
-				w.ended = time.Since(sent)
+			if p, isPod := e.Object.(*corev1.Pod); isPod && e.Type == watch.Deleted && d.workers[p.Name] != nil {
 				left--
 				d.done("worker %s is gone, its last line acknowledged", p.Name)
 			}
 		}
 	}
 	return nil
-}
-
-func nameOf(p *corev1.Pod, ok bool) string {
-	if !ok {
-		return ""
-	}
-	return p.Name
-}
-
-func cmp(err, otherwise error) error {
-	if err != nil {
-		return err
-	}
-	return otherwise
 }
 
 func (d *demo) watch(ctx context.Context) (watch.Interface, error) {
@@ -290,16 +276,12 @@ func (d *demo) followLines() (lines <-chan string, stop func()) {
 	out := make(chan string)
 	done := make(chan struct{})
 	go func() {
-		dir, err := demoDir()
-		if err != nil {
-			return
-		}
-		file, err := os.Open(process.LogFile(dir, logServer))
+		file, err := os.Open(process.LogFile(d.dir, logServer))
 		if err != nil {
 			return // the summary tells what was received
 		}
 		defer file.Close() //nolint:errcheck // it was only read
-		if _, err := file.Seek(0, 2); err != nil {
+		if _, err := file.Seek(0, io.SeekEnd); err != nil {
 			return
 		}
 		var pending string

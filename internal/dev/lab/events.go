@@ -23,12 +23,7 @@ type Events struct {
 
 // Events returns the producer's view of the installation in a namespace; see [Streams].
 func (l *Lab) Events(namespace string) *Events {
-	return l.EventsOn(Streams(namespace))
-}
-
-// EventsOn returns the producer's view of the installation that uses the streams.
-func (l *Lab) EventsOn(streams StreamNames) *Events {
-	return &Events{rdb: l.Redis.Client(), streams: streams}
+	return &Events{rdb: l.Redis.Client(), streams: Streams(namespace)}
 }
 
 // Publish sends an event and returns its ID.

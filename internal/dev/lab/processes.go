@@ -41,8 +41,8 @@ const (
 	AgentImage = image.AgentName + ":" + ImageTag
 )
 
-// Pools is the pool file that the processes' scaler reads.
-const Pools = `pools:
+// poolFile is the pool file that the processes' scaler reads.
+const poolFile = `pools:
   default:
     template:
       spec:
@@ -65,7 +65,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 		return nil, fmt.Errorf("preparing the processes: %w", err)
 	}
 	pools := filepath.Join(dir, "pools.yaml")
-	if err := os.WriteFile(pools, []byte(Pools), 0o644); err != nil {
+	if err := os.WriteFile(pools, []byte(poolFile), 0o644); err != nil {
 		return nil, fmt.Errorf("preparing the processes: %w", err)
 	}
 	var addrs [4]string
@@ -188,9 +188,6 @@ func (p *Processes) Close() error {
 
 // LogFile returns the path of a program's log.
 func (p *Processes) LogFile(name string) string { return filepath.Join(p.dir, name+".log") }
-
-// HealthAddr returns where a program serves its health and metrics.
-func (p *Processes) HealthAddr(name string) string { return p.health[name] }
 
 func freeAddr(ctx context.Context) (string, error) {
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
