@@ -59,7 +59,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	defer server.Close() //nolint:errcheck // everything is said
 
 	relay := logs.NewRelay(logs.Options{
-		Workers:      reportingQueue{workers.Workers(), func(err error) { health.Report("queue", err) }},
+		Workers:      queue.Reporting(workers.Workers(), func(err error) { health.Report("queue", err) }),
 		Pods:         pods,
 		Open:         cluster.Open,
 		Exists:       cluster.Exists,
@@ -111,36 +111,4 @@ func (p *part) report(err error) {
 		p.log.Info("reachable again", "service", p.name)
 	}
 	p.broken = err != nil
-}
-
-// A reportingQueue tells whether we are subscribed.
-type reportingQueue struct {
-	queue.Queue[queue.Worker]
-	report func(error)
-}
-
-// Subscribe implements [queue.Queue].
-func (q reportingQueue) Subscribe(ctx context.Context, opts queue.SubscribeOptions) (queue.Subscription[queue.Worker], error) {
-	sub, err := q.Queue.Subscribe(ctx, opts)
-	if ctx.Err() == nil {
-		q.report(err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return reportingSubscription{sub, q.report}, nil
-}
-
-type reportingSubscription struct {
-	queue.Subscription[queue.Worker]
-	report func(error)
-}
-
-// Next implements [queue.Subscription].
-func (s reportingSubscription) Next(ctx context.Context) (queue.Delivery[queue.Worker], error) {
-	d, err := s.Subscription.Next(ctx)
-	if err != nil && ctx.Err() == nil {
-		s.report(err)
-	}
-	return d, err
 }

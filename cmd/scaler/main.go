@@ -29,6 +29,10 @@ import (
 
 const releaseWorkers = "release-workers"
 
+// partEvents is the subscription to the events. The workers are offered on another
+// call, which may work while this one does not.
+const partEvents = "events"
+
 func main() {
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == releaseWorkers {
@@ -86,7 +90,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		log.InfoContext(ctx, "ready to scale", "namespace", cfg.Namespace, "instance", cfg.InstanceID, "pools", pools.Current().Names())
 		// It only warns, and a slow webhook would keep the events waiting.
 		group.Go(func() error { manager.CheckPools(ctx); return nil })
-		events := reportingQueue{client.Events(), func(err error) { health.Report(partEvents, err) }}
+		events := queue.Reporting(client.Events(), func(err error) { health.Report(partEvents, err) })
 		return queue.Serve(ctx, events, queue.SubscribeOptions{
 			Name:         "scaler",
 			Credits:      cfg.EventConcurrency,
