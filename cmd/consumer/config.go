@@ -25,6 +25,12 @@ type Config struct {
 	// RedisDB is the number of the database.
 	RedisDB int `split_words:"true" default:"0" desc:"number of the database"`
 
+	// InstanceUser, InstanceID and Namespace say whose installation this is. Another
+	// one with the same stream and group is refused; see stream.ForeignGroupError.
+	InstanceUser string `split_words:"true" desc:"developer whose installation this is, if it is one's own"`
+	InstanceID   string `split_words:"true" default:"ottoscaler" desc:"this installation, within its namespace"`
+	Namespace    string `split_words:"true" desc:"namespace of this installation"`
+
 	// RedisStream is the key of the stream that events are read from.
 	RedisStream string `split_words:"true" default:"otto:scale:events" desc:"stream of scale events"`
 	// RedisResultsStream receives every outcome.
@@ -73,6 +79,7 @@ func (c Config) Validate() error {
 		}
 	}
 	check(c.RedisHost != "", "REDIS_HOST is required: the host name or address of the Redis server")
+	check(c.InstanceID != "", "INSTANCE_ID is empty")
 	check(c.RedisPort >= 1 && c.RedisPort <= 65535, "REDIS_PORT: %d is not from 1 to 65535", c.RedisPort)
 	check(c.RedisDB >= 0, "REDIS_DB: %d is negative", c.RedisDB)
 	check(c.RedisStream != "", "REDIS_STREAM is empty")

@@ -6,6 +6,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -55,6 +56,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	consumer = stream.New(stream.Config{
 		Stream: cfg.RedisStream, Results: cfg.RedisResultsStream, Dead: cfg.RedisDeadStream,
 		Group: cfg.RedisConsumerGroup, Consumer: cfg.RedisConsumer,
+		Owner:        stream.Owner{User: cfg.InstanceUser, Instance: cfg.InstanceID, Namespace: cfg.Namespace},
 		ReclaimAfter: cfg.ReclaimAfter, MaxEventBytes: cfg.MaxEventBytes,
 		ResultsMaxLen: cfg.ResultsMaxLen, DrainTimeout: cfg.DrainTimeout,
 	}, rdb, reads, events, func(err error) { health.Report("redis", err) }, reg, log)
@@ -78,6 +80,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	defer stopConsuming()
 	defer context.AfterFunc(failed, stopConsuming)() // without its services it makes no sense
 	err = consumer.Run(consuming)
+	var foreign *stream.ForeignGroupError
+	if errors.As(err, &foreign) {
+		err = daemon.Misconfigured(foreign)
+	}
 	stopServing()
 	if serr := services.Wait(); serr != nil {
 		return serr

@@ -25,7 +25,7 @@ import (
 
 func valid() Config {
 	return Config{
-		RedisHost: "127.0.0.1", RedisPort: 6379,
+		RedisHost: "127.0.0.1", RedisPort: 6379, InstanceID: "ottoscaler",
 		RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead",
 		RedisConsumerGroup: "ottoscaler", RedisConsumer: "test",
 		ReclaimAfter: time.Minute, MaxEventBytes: 262144, ResultsMaxLen: 10000,
@@ -41,6 +41,7 @@ func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
 		"REDIS_HOST":           func(c *Config) { c.RedisHost = "" },
 		"REDIS_PORT":           func(c *Config) { c.RedisPort = 70000 },
 		"REDIS_DB":             func(c *Config) { c.RedisDB = -1 },
+		"INSTANCE_ID":          func(c *Config) { c.InstanceID = "" },
 		"REDIS_STREAM":         func(c *Config) { c.RedisStream = "" },
 		"REDIS_CONSUMER_GROUP": func(c *Config) { c.RedisConsumerGroup = "" },
 		"REDIS_RESULTS_STREAM": func(c *Config) { c.RedisResultsStream = c.RedisStream },
@@ -88,6 +89,32 @@ func TestAMisconfiguredConsumerExitsWithTwoAndAllThatIsWrong(t *testing.T) {
 	for _, name := range []string{"REDIS_HOST", "QUEUE_ADDR", "REDIS_PORT"} {
 		if !strings.Contains(stderr.String(), name) {
 			t.Errorf("%s is not named in:\n%s", name, stderr.String())
+		}
+	}
+}
+
+func TestAGroupOfSomebodyElseIsExitCodeTwoAndOneLine(t *testing.T) {
+	server := redistest.ForTest(t, redis.Options{})
+	rdb := server.Client()
+	defer rdb.Close() //nolint:errcheck // the server ends anyway
+	const key = "otto:scale:events:owner:ottoscaler"
+	if err := rdb.Set(t.Context(), key, `{"user":"jinwoo","instance":"ottoscaler","namespace":"ottoscaler-jinwoo","since":"2026-01-02T03:04:05Z"}`, 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]string{
+		"REDIS_HOST": server.Host, "REDIS_PORT": fmt.Sprint(server.Port), "REDIS_PASSWORD": server.Password, "INSTANCE_USER": "minji",
+		"QUEUE_ADDR": freeAddr(t), "HEALTH_ADDR": freeAddr(t), "LOG_LEVEL": "error",
+	} {
+		t.Setenv(name, value)
+	}
+	var stderr bytes.Buffer
+	if code := daemon.Main(&stderr, nil, run); code != 2 {
+		t.Errorf("exit code = %d, want 2", code)
+	}
+	said := stderr.String()
+	for _, want := range []string{"user jinwoo, instance ottoscaler in namespace ottoscaler-jinwoo, since 2026-01-02T03:04:05Z", "REDIS_CONSUMER_GROUP", "DEL " + key} {
+		if !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
+			t.Errorf("it says %q, want one line with %q", said, want)
 		}
 	}
 }

@@ -22,6 +22,8 @@ type Config struct {
 	// InstanceID tells this installation's workers from those of another in the
 	// same namespace. Workers of a former ID are not touched any more.
 	InstanceID string `split_words:"true" default:"ottoscaler" desc:"whose workers are whose, if installations share a namespace"`
+	// InstanceUser claims the namespace for a developer; see worker.ClaimNamespace.
+	InstanceUser string `split_words:"true" desc:"developer whose installation this is, if it is one's own; the namespace is then theirs alone"`
 	// QueueAddr is where the consumer serves the queue.
 	QueueAddr string `split_words:"true" default:"127.0.0.1:7070" desc:"address of the queue, which the consumer serves"`
 	// PoolsFile has the worker templates. It is read again when it changes.
@@ -59,6 +61,9 @@ func (c Config) Validate() error {
 	}
 	if bad := validation.IsValidLabelValue(c.InstanceID); c.InstanceID == "" || len(bad) > 0 {
 		add("INSTANCE_ID: %q is no value for a label: use letters, digits and dashes", c.InstanceID)
+	}
+	if bad := validation.IsValidLabelValue(c.InstanceUser); len(bad) > 0 {
+		add("INSTANCE_USER: %q is no value for a label: use letters, digits and dashes", c.InstanceUser)
 	}
 	if _, _, err := net.SplitHostPort(c.QueueAddr); err != nil {
 		add("QUEUE_ADDR: %q is not host:port", c.QueueAddr)

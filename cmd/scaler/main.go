@@ -12,11 +12,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 
 	"golang.org/x/sync/errgroup"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/klog/v2"
 
@@ -44,7 +46,7 @@ func main() {
 // run builds the route in the order data takes it, then waits. It returns nil when
 // told to stop.
 func run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	pods, err := podsClient(cfg, log)
+	pods, leases, err := clients(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}
@@ -81,7 +83,12 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return health.Run(ctx, cfg.HealthAddr) })
 	group.Go(func() error { return pools.Run(ctx) })
-	group.Go(func() error { return manager.Run(managerCtx) })
+	group.Go(func() error {
+		if err := worker.ClaimNamespace(ctx, leases, cfg.Namespace, owner(cfg), log); err != nil {
+			return daemon.Misconfigured(err)
+		}
+		return manager.Run(managerCtx)
+	})
 	group.Go(func() error {
 		defer stopManager()
 		if err := manager.Synced(ctx); err != nil {
@@ -107,23 +114,30 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // release is the chart's hook before its objects are deleted, and after.
 func release(ctx context.Context, cfg Config, log *slog.Logger) error {
-	pods, err := podsClient(cfg, log)
+	pods, leases, err := clients(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}
 	if cfg.ReleaseAfter != "" {
-		return worker.ReleaseRest(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseAfter, cfg.ReleaseTimeout, log)
+		return errors.Join(
+			worker.ReleaseRest(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseAfter, cfg.ReleaseTimeout, log),
+			worker.ReleaseNamespace(ctx, leases, pods, cfg.Namespace, owner(cfg)),
+		)
 	}
 	return worker.ReleaseAll(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseTimeout, log)
 }
 
-// podsClient returns a client of the cluster that KUBECONFIG names, else of the
-// one that the pod runs in.
-func podsClient(cfg Config, log *slog.Logger) (corev1client.PodsGetter, error) {
+func owner(cfg Config) worker.Owner {
+	return worker.Owner{User: cfg.InstanceUser, Instance: cfg.InstanceID}
+}
+
+// clients returns clients of the cluster that KUBECONFIG names, else of the one
+// that the pod runs in.
+func clients(cfg Config, log *slog.Logger) (corev1client.PodsGetter, coordinationv1client.LeasesGetter, error) {
 	klog.SetSlogLogger(log)
 	config, err := kubeconfig.Load(cfg.Kubeconfig)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config.UserAgent = "ottoscaler-scaler/" + daemon.Version()
 	// The limit of five calls a second is from before the API server had fairness
@@ -131,9 +145,13 @@ func podsClient(cfg Config, log *slog.Logger) (corev1client.PodsGetter, error) {
 	config.QPS = -1
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
-	client, err := corev1client.NewForConfig(config)
+	pods, err := corev1client.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("making a client of the cluster: %w", err)
+		return nil, nil, fmt.Errorf("making a client of the cluster: %w", err)
 	}
-	return client, nil
+	leases, err := coordinationv1client.NewForConfig(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making a client of the cluster: %w", err)
+	}
+	return pods, leases, nil
 }

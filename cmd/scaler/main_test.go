@@ -153,7 +153,7 @@ func TestUnreachableAPIServerIsWaitedFor(t *testing.T) {
 	}
 	l, stop := begin(t, cfg)
 	defer stop()
-	workertest.Eventually(t, "it says so", func() bool { return l.count("cannot watch pods") > 0 })
+	workertest.Eventually(t, "it says so", func() bool { return l.count("cannot find out whose the namespace is") > 0 })
 	time.Sleep(3 * time.Second)
 	if n := l.count("level=WARN") + l.count("level=ERROR"); n > 2 { // the other is the queue
 		t.Errorf("%d lines about it, want one", n)

@@ -16,6 +16,8 @@ const (
 	LabelPool = "ottoscaler.dev/pool"
 	// LabelTask is the task that the worker belongs to.
 	LabelTask = "ottoscaler.dev/task"
+	// LabelUser, on the main pod, is the developer whose installation it is.
+	LabelUser = "ottoscaler.dev/user"
 
 	// ManagedBy is the value of [LabelManagedBy].
 	ManagedBy = "ottoscaler"
@@ -46,6 +48,10 @@ const (
 	// AnnotationMetaPrefix, followed by a field's name, is an unknown field of the event.
 	AnnotationMetaPrefix = "meta.ottoscaler.dev/"
 )
+
+// AnnotationInstance is the ID of an installation, on the Lease by which it claimed
+// its developer's namespace.
+const AnnotationInstance = "ottoscaler.dev/instance"
 
 // FinalizerLogs holds a worker pod until the log server has acknowledged its last
 // line and the events that touched it are settled, or the drain deadline passes.

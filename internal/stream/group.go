@@ -24,6 +24,9 @@ func isNoStream(err error) bool { return redis.HasErrorPrefix(err, "no such key"
 // keys can be written: in a transaction, a key of another type would be found
 // only when it is too late.
 func (c *Consumer) ensureGroup(ctx context.Context) error {
+	if err := c.claimGroup(ctx); err != nil {
+		return err
+	}
 	for _, key := range []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead} {
 		kind, err := c.rdb.Type(ctx, key).Result()
 		if err != nil {

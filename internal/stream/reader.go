@@ -27,7 +27,7 @@ const page = 100
 func (c *Consumer) runReader(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
 	for attempt := range backoff.Default.Attempts(ctx) {
 		err := c.follow(ctx, producer, attempt)
-		if errors.Is(err, queue.ErrClosed) {
+		if errors.Is(err, queue.ErrClosed) || isForeign(err) {
 			return err
 		}
 		if ctx.Err() == nil && !isNoGroup(err) { // that one was reported, and healed

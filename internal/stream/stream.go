@@ -30,7 +30,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-// Config says what to read, as whom, and where results go. All fields are required.
+// Config says what to read, as whom, and where results go. All fields but Owner are required.
 type Config struct {
 	// Stream is the key that events are read from.
 	Stream string
@@ -43,6 +43,9 @@ type Config struct {
 	Group string
 	// Consumer is our name in the group. No one else may use it at the same time.
 	Consumer string
+	// Owner is the installation that the group belongs to; see [ForeignGroupError].
+	// The zero value claims nothing and looks at no claim.
+	Owner Owner
 	// ReclaimAfter is how long an entry may stay in the PEL without a sign of life
 	// from its consumer before another takes it over. Entries of a consumer that
 	// is silent altogether are taken over after 10 seconds, if that is less.
@@ -158,11 +161,15 @@ const settlers = 8
 // Run consumes until ctx ends. Then it stops reading and stores outcomes for as
 // long as events are in flight and a subscriber has them, at most for the drain
 // timeout; what is in flight after that stays in the PEL. It returns nil when told
-// to stop, and an error only if the queue has ended before.
+// to stop, and an error only if the queue has ended before or the group belongs to
+// somebody else, in which case nothing was read.
 func (c *Consumer) Run(ctx context.Context) error {
 	producer, err := c.queue.Produce(ctx, "stream/"+c.cfg.Consumer)
 	if err != nil {
 		return fmt.Errorf("opening the queue: %w", err)
+	}
+	if err := c.awaitClaim(ctx); err != nil {
+		return errors.Join(err, producer.Close())
 	}
 	// What is in flight is looked after until it has landed, so this outlives ctx.
 	settling, stopSettling := context.WithCancel(context.WithoutCancel(ctx))

@@ -63,7 +63,7 @@ func TestValuesReachTheProgramsAsTheyWereWritten(t *testing.T) {
 	}
 	want := map[string]string{
 		"HEALTH_ADDR": ":8081", "REDIS_HOST": "redis", "MAX_EVENT_BYTES": "1000000", "RESULTS_MAX_LEN": "250000",
-		"REDIS_STREAM": "otto: {odd}", "REDIS_DB": "0",
+		"REDIS_STREAM": "otto: {odd}", "REDIS_DB": "0", "NAMESPACE": namespace, "INSTANCE_ID": "ottoscaler",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("environment of the consumer (-want +got):\n%s", diff)

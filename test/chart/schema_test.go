@@ -73,6 +73,7 @@ var reserved = map[string]bool{
 	"HEALTH_ADDR":    true, // the probes must know it
 	"NAMESPACE":      true, // where the release is
 	"INSTANCE_ID":    true, // what the release is called
+	"INSTANCE_USER":  true, // the value user
 	"POOLS_FILE":     true, // where the ConfigMap is mounted
 	"QUEUE_ADDR":     true, // one container listens, the others dial
 	"REDIS_PASSWORD": true, // redis.existingSecret; values are no place for it

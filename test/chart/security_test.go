@@ -165,8 +165,12 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		"ottoscaler": {
 			"pods create", "pods get", "pods list", "pods watch", "pods patch", "pods delete",
 			"pods/log get",
+			"coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
 		},
-		"ottoscaler-release-rest": {"pods get", "pods list", "pods watch", "pods patch", "pods delete"},
+		"ottoscaler-release-rest": {
+			"pods get", "pods list", "pods watch", "pods patch", "pods delete",
+			"coordination.k8s.io/leases get ottoscaler-owner", "coordination.k8s.io/leases delete ottoscaler-owner",
+		},
 	}
 	if diff := cmp.Diff(want, permissions(r)); diff != "" {
 		t.Errorf("permissions (-want +got):\n%s", diff)

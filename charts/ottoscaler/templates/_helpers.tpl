@@ -62,6 +62,18 @@ left out, because a variable that is set but empty hides the program's default. 
 {{- end }}
 {{- end -}}
 
+{{/* Whose installation it is. */}}
+{{- define "ottoscaler.identity" -}}
+- name: NAMESPACE
+  value: {{ .Release.Namespace | quote }}
+- name: INSTANCE_ID
+  value: {{ include "ottoscaler.fullname" . | quote }}
+{{- with .Values.user }}
+- name: INSTANCE_USER
+  value: {{ . | quote }}
+{{- end }}
+{{- end -}}
+
 {{- define "ottoscaler.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532

@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	coordinationv1client "k8s.io/client-go/kubernetes/typed/coordination/v1"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -68,6 +69,16 @@ type Space struct {
 
 	t      testing.TB
 	config *rest.Config
+}
+
+// Leases returns a client for Leases. It bypasses Faults.
+func (s *Space) Leases() coordinationv1client.LeasesGetter {
+	s.t.Helper()
+	client, err := coordinationv1client.NewForConfig(s.config)
+	if err != nil {
+		s.t.Fatalf("making a client: %v", err)
+	}
+	return client
 }
 
 // As returns a client that acts as a user, who has no rights unless given some.
