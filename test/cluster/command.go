@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ottoscaler/ottoscaler/test/cluster/lab"
+	"github.com/ottoscaler/ottoscaler/test/cluster/podimages"
 	"github.com/ottoscaler/ottoscaler/test/cluster/process"
 	"github.com/ottoscaler/ottoscaler/test/cluster/state"
 	"github.com/ottoscaler/ottoscaler/test/cluster/toolchain"
@@ -34,7 +35,7 @@ func newCommand() *cobra.Command {
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
 	name := root.PersistentFlags().String("name", "ottoscaler", "name of the cluster")
-	root.AddCommand(newUp(name), newDown(name), newLoad(name), newKubeconfig(name), newStatus(name), newLogs(name))
+	root.AddCommand(newUp(name), newDown(name), newLoad(name), newKubeconfig(name), newStatus(name), newLogs(name), newPrograms(), newPodImages())
 	return root
 }
 
@@ -194,6 +195,61 @@ func newLogs(name *string) *cobra.Command {
 		},
 	}
 	c.Flags().IntVarP(&lines, "lines", "n", 20, "how many lines of each")
+	return c
+}
+
+// newPrograms is for kind/images, whose nodes are made of the same programs.
+func newPrograms() *cobra.Command {
+	return &cobra.Command{
+		Use:   "programs",
+		Short: "Build the programs of a kind node and print the folder of each",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			l, err := newLab()
+			if err != nil {
+				return err
+			}
+			for _, artifact := range []toolchain.Artifact{toolchain.Kubernetes, toolchain.Containerd, toolchain.CoreDNS, toolchain.Crictl, toolchain.Pause} {
+				dir, err := l.Toolchain.Ensure(cmd.Context(), artifact)
+				if err != nil {
+					return err
+				}
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s\n", artifact.Name, dir); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// newPodImages is for kind/images, too.
+func newPodImages() *cobra.Command {
+	var root string
+	c := &cobra.Command{
+		Use:   "pod-images OUT.tar",
+		Short: "Write the images of a kind node's system pods, named as kubeadm asks for them",
+		Args:  cobra.ExactArgs(1),
+	}
+	c.Flags().StringVar(&root, "root", "", "root file system of the node, from which kube-proxy takes iptables (required)")
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if root == "" {
+			return errors.New("--root is required: the node's root file system")
+		}
+		l, err := newLab()
+		if err != nil {
+			return err
+		}
+		var programs podimages.Programs
+		for artifact, dir := range map[*toolchain.Artifact]*string{
+			&toolchain.Kubernetes: &programs.Kubernetes, &toolchain.CoreDNS: &programs.CoreDNS, &toolchain.Pause: &programs.Pause,
+		} {
+			if *dir, err = l.Toolchain.Ensure(cmd.Context(), *artifact); err != nil {
+				return err
+			}
+		}
+		return podimages.Write(cmd.Context(), fromCaller(args[0]), programs, fromCaller(root))
+	}
 	return c
 }
 

@@ -10,8 +10,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/ottoscaler/ottoscaler/test/cluster/image"
 )
@@ -110,5 +113,41 @@ func TestTheIndexLeadsToTheProgram(t *testing.T) {
 	layer := files(t, all["blobs/sha256/"+strings.TrimPrefix(manifest.Layers[0].Digest, "sha256:")])
 	if got := string(layer["app"]); got != "program" {
 		t.Errorf("/app = %q", got)
+	}
+}
+
+func TestImagesOfOneArchiveShareTheirLayers(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "images.tar")
+	base := image.Layer{{Path: "etc/hosts", Content: []byte("127.0.0.1 localhost\n"), Mode: 0o644}, {Path: "bin", Link: "usr/bin"}, {Path: "tmp/", Mode: 0o1777}}
+	var specs []image.Spec
+	for _, name := range []string{"one", "two"} {
+		own := image.Layer{{Path: "app", Content: []byte(name)}}
+		specs = append(specs, image.Spec{Name: "registry.invalid/" + name + ":1", Layers: []image.Layer{base, own}})
+	}
+	if err := image.WriteSet(out, specs); err != nil {
+		t.Fatal(err)
+	}
+	archive, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var layers []string
+	for name, content := range files(t, archive) {
+		if !strings.HasPrefix(name, "blobs/") || json.Valid(content) {
+			continue
+		}
+		found := files(t, content)
+		for _, path := range []string{"app", "etc/hosts"} {
+			if b, ok := found[path]; ok {
+				layers = append(layers, path+"="+string(b))
+			}
+		}
+	}
+	slices.Sort(layers)
+	if diff := cmp.Diff([]string{"app=one", "app=two", "etc/hosts=127.0.0.1 localhost\n"}, layers); diff != "" {
+		t.Errorf("layers (-want +got):\n%s", diff)
+	}
+	if n := bytes.Count(archive, []byte("127.0.0.1 localhost")); n != 1 {
+		t.Errorf("the shared layer is in the archive %d times, want once", n)
 	}
 }

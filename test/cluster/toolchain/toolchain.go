@@ -79,6 +79,13 @@ var (
 			return image.Write(filepath.Join(out, "pause.tar"), PauseImage, filepath.Join(out, "pause"))
 		},
 	}
+	CoreDNS = Artifact{
+		Name: "coredns", Dir: ".", Packages: []string{"./coredns"}, Sources: []string{"coredns"}, LinkFlags: "-s -w",
+	}
+	Crictl = Artifact{
+		Name: "crictl", Dir: ".", Module: "sigs.k8s.io/cri-tools", Packages: []string{"sigs.k8s.io/cri-tools/cmd/crictl"},
+		LinkFlags: "-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=VERSION",
+	}
 	Kwok = Artifact{
 		Name: "kwok", Dir: "../../tools/kwok", Module: "sigs.k8s.io/kwok",
 		Packages: []string{"sigs.k8s.io/kwok/cmd/kwok"}, LinkFlags: "-s -w",
@@ -87,7 +94,7 @@ var (
 )
 
 // Components are the names that the Kubernetes binary answers to.
-var Components = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
+var Components = []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubeadm", "kubectl"}
 
 // A Toolchain builds from Source, the folder of this command's go.mod, and keeps
 // what it built in Cache.
