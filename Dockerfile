@@ -7,8 +7,8 @@
 
 # BUILD_IMAGE compiles; any image with this Go and a shell will do.
 ARG BUILD_IMAGE=golang:1.26
-# RUN_IMAGE is what the programs lie on. They are static and need nothing.
-ARG RUN_IMAGE=scratch
+# BASE_IMAGE is what the programs lie on. They are static and need nothing.
+ARG BASE_IMAGE=scratch
 # BINARY is build (compile here) or prebuilt (take bin/ from the build context).
 ARG BINARY=build
 
@@ -26,14 +26,14 @@ COPY bin/consumer bin/scaler bin/log-relay bin/agent /out/
 
 FROM ${BINARY} AS binary
 
-FROM ${RUN_IMAGE} AS agent
+FROM ${BASE_IMAGE} AS agent
 COPY --from=binary /out/agent /agent
 USER 65532:65532
 ENTRYPOINT ["/agent"]
 
 # The last stage is what a build without --target makes. A layer per program: an edit of one
 # leaves the others where they are.
-FROM ${RUN_IMAGE} AS ottoscaler
+FROM ${BASE_IMAGE} AS ottoscaler
 COPY --from=binary /out/consumer /consumer
 COPY --from=binary /out/scaler /scaler
 COPY --from=binary /out/log-relay /log-relay

@@ -5,16 +5,18 @@
 export CGO_ENABLED := 0
 export GOFLAGS     := -trimpath -buildvcs=false
 
-GO      ?= go
-KUBECTL ?= kubectl
-DOCKER  ?= docker
-
-# What a developer's installation is called, and where it is.
-RELEASE   ?= ottoscaler
-NAMESPACE ?= $(shell $(KUBECTL) config view --minify -o 'jsonpath={..namespace}' 2>/dev/null || true)
+GO        ?= go
+DOCKER    ?= docker
 IMAGE_TAG ?= dev
 
-# ENV_FILE, ONLY, QUICK and CLUSTER, given to make or exported, reach the programs as they are.
+# ENV_FILE, ONLY, QUICK, CLUSTER and the names of images, given to make or exported, reach the
+# programs as they are.
+#
+# USER is whose environment is meant, if it stands on make's command line: make test-event USER=jinwoo.
+# The variable of that name that every shell has, the login name, is never taken for it.
+export OTTODEV_USER := $(if $(filter command,$(firstword $(origin USER))),$(USER))
+
+OTTODEV = $(GO) run ./cmd/ottodev
 
 # A tool of tools/<name>, at the version that its go.mod pins, run in this folder.
 tool = $(GO) tool -modfile=tools/$(1)/go.mod $(1)
@@ -31,7 +33,7 @@ bin: ## Compile the programs to bin/
 	$(GO) build -ldflags "-s -w" -o bin/ ./cmd/... ./examples/agent
 
 .PHONY: image
-image: ## Make the images: with Docker where it runs, else as archives in build/images
+image: ## Make the images: in Docker where it runs (BASE_IMAGE, BUILD_IMAGE), else as archives in build/images
 	@GO="$(GO)" DOCKER="$(DOCKER)" scripts/image "$(IMAGE_TAG)"
 
 .PHONY: generate
@@ -53,8 +55,8 @@ fmt: ## Format Go code as lint wants it
 	$(call tool,golangci-lint) fmt ./...
 
 .PHONY: test
-test: ## All tests: unit (race), integration, chart, end to end
-	@GO="$(GO)" scripts/test unit integration chart e2e
+test: ## All tests: unit (race), integration, chart, end to end, developers' environments
+	@GO="$(GO)" scripts/test unit integration chart e2e development
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector, and what needs a Redis or an API server
@@ -71,6 +73,10 @@ test-chart: ## Renders, schema, Pod Security, rights; what each binary may link
 .PHONY: test-e2e
 test-e2e: ## The whole story on a real kubelet (CLUSTER=source|kind|current)
 	@GO="$(GO)" scripts/test e2e
+
+.PHONY: test-development
+test-development: ## Two developers' environments, from setup-user to clean, in Docker and kind
+	@GO="$(GO)" scripts/test development
 
 .PHONY: golden
 golden: ## Accept the chart's renders as they are now
@@ -92,28 +98,59 @@ bench: ## Figures beside the bare library's; build/bench.json (ONLY=pattern QUIC
 chaos: ## Kill everything in turn; build/chaos.json (ONLY=pattern QUICK=1)
 	@$(GO) run ./test/chaos
 
-##@ Use
+##@ An environment of your own (USER=<name>, unless there is but one)
+
+.PHONY: setup-user
+setup-user: ## Make it, or what is missing of it: network, Redis, log server, kind cluster, files
+	@GO="$(GO)" scripts/setup-user-env.sh
+
+.PHONY: deploy
+deploy: ## Build what changed, load it, install or upgrade the release, wait
+	@$(OTTODEV) deploy
+
+.PHONY: test-event
+test-event: ## Send an event (ENV_FILE=.env.you.local ARGS="--type scale_down --task t1 --wait")
+	@file="$${ENV_FILE:-$$($(OTTODEV) env-file --or-none)}" && ENV_FILE="$$file" $(GO) run ./cmd/test-event $(ARGS)
+
+.PHONY: logs
+logs: ## Follow all three containers of the main pod (C=scaler for one, ARGS="--no-follow --tail 20")
+	@$(OTTODEV) logs $(ARGS)
+
+.PHONY: status
+status: ## Redis, cluster, release, pods, backlog, the last events
+	@$(OTTODEV) status
+
+.PHONY: redis-cli
+redis-cli: ## redis-cli in the user's Redis (ARGS="XLEN otto:scale:events")
+	@$(OTTODEV) redis-cli $(ARGS)
+
+.PHONY: kubectl
+kubectl: ## kubectl on the user's cluster (ARGS="get pods")
+	@$(OTTODEV) kubectl $(ARGS)
+
+.PHONY: list-users
+list-users: ## The environments of this checkout
+	@$(OTTODEV) list-users
+
+.PHONY: doctor
+doctor: ## What this machine lacks for them, with the remedies
+	@$(OTTODEV) doctor
+
+.PHONY: clean
+clean: ## Remove everything of USER=<name>; without, of all (asks, unless YES=1), and bin/ and build/
+	@$(OTTODEV) clean
+	@$(if $(OTTODEV_USER),,rm -rf bin build)
+
+##@ See it run
 
 .PHONY: demo
 demo: ## The main job, live: Redis, a cluster, the chart, workers that print
 	@echo "compiling what runs the demo (the first time, that takes some minutes)"
-	@$(GO) run ./cmd/ottodev demo
+	@$(OTTODEV) demo
 
 .PHONY: demo-down
 demo-down: ## Remove all of the demo
-	@$(GO) run ./cmd/ottodev demo-down
-
-.PHONY: test-event
-test-event: ## Send an event (ENV_FILE=.env.you.local ARGS="--type scale_down --task t1 --wait")
-	@$(GO) run ./cmd/test-event $(ARGS)
-
-.PHONY: logs
-logs: ## Follow the main pod's log (C=consumer, scaler or log-relay for one container)
-	$(KUBECTL) $(if $(NAMESPACE),-n $(NAMESPACE)) logs deploy/$(RELEASE) -f --prefix $(if $(C),-c $(C),--all-containers)
-
-.PHONY: clean
-clean: ## Remove bin/ and build/
-	rm -rf bin build
+	@$(OTTODEV) demo-down
 
 .PHONY: help
 help: ## This list

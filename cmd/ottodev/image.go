@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/image"
 	"github.com/ottoscaler/ottoscaler/internal/dev/source"
@@ -20,16 +19,12 @@ func (c *imageCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for name, build := range map[string]func(context.Context, string, string, string) (string, error){
-		"ottoscaler.tar": image.Ottoscaler,
-		"otto-agent.tar": image.Agent,
-	} {
-		file := filepath.Join(c.Dir, name)
-		digest, err := build(ctx, root, c.Tag, file)
-		if err != nil {
-			return err
-		}
-		fmt.Println(file, digest)
+	built, err := image.Build(ctx, root, c.Dir, c.Tag, nil, image.Ottoscaler, image.Agent)
+	if err != nil {
+		return err
+	}
+	for _, b := range built {
+		fmt.Println(b.Archive, b.Digest)
 	}
 	return nil
 }

@@ -45,6 +45,15 @@ type Options struct {
 	// FakeNodes is the number of kwok nodes, which run no containers, instead of
 	// real ones. Only from source.
 	FakeNodes int
+	// Network is the Docker network of a kind cluster; by default kind's own, which
+	// all of its clusters share.
+	Network string
+	// NodeImage is the image of a kind cluster's nodes; by default KIND_NODE_IMAGE,
+	// else what kind would pull.
+	NodeImage string
+	// Kubeconfig is where the kubeconfig of a kind cluster goes; by default into the
+	// cache folder.
+	Kubeconfig string
 	// Root is the top of the source tree.
 	Root string
 	// Output receives the progress of whatever takes long.
@@ -60,6 +69,8 @@ type Cluster struct {
 	// HostAddr is the address at which its pods reach this machine, or empty when
 	// that is not known (Current).
 	HostAddr string
+	// Made tells that Up made a kind cluster which was not there.
+	Made bool
 
 	kubectl string // empty: the one on PATH
 	opts    Options
@@ -98,18 +109,18 @@ func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	return c, c.sourceUp(ctx)
 }
 
+// Open returns a kind cluster that an Up with the same options made.
+func Open(opts Options) *Cluster {
+	return &Cluster{Kind: InDocker, Kubeconfig: opts.Kubeconfig, opts: opts}
+}
+
 // Load makes image archives known to every node.
 func (c *Cluster) Load(ctx context.Context, archives ...string) error {
 	switch c.Kind {
 	case Source:
 		return c.source(ctx, nil, append([]string{"load"}, archives...)...)
 	case InDocker:
-		for _, archive := range archives {
-			if err := c.kind(ctx, nil, "load", "image-archive", archive); err != nil {
-				return err
-			}
-		}
-		return nil
+		return c.kindLoad(ctx, archives)
 	default:
 		return errors.New("images are not loaded into a cluster that is not ours")
 	}
@@ -121,17 +132,7 @@ func (c *Cluster) Down(ctx context.Context) error {
 	case Source:
 		return c.source(ctx, nil, "down")
 	case InDocker:
-		if err := c.kindKubeconfig(); err != nil {
-			return err
-		}
-		// Without its own kubeconfig, kind would look into the user's.
-		if err := c.kind(ctx, nil, "delete", "cluster", "--kubeconfig", c.Kubeconfig); err != nil {
-			return err
-		}
-		if err := os.Remove(c.Kubeconfig); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("removing the kubeconfig of cluster %s: %w", c.opts.Name, err)
-		}
-		return nil
+		return c.kindDown(ctx)
 	default:
 		return nil
 	}
@@ -196,70 +197,15 @@ func (c *Cluster) sourceUp(ctx context.Context) error {
 
 func (c *Cluster) source(ctx context.Context, out io.Writer, args ...string) error {
 	args = append([]string{"-C", filepath.Join(c.opts.Root, "test/cluster"), "run", ".", "--name", c.opts.Name}, args...)
-	return c.run(ctx, out, "go", args...)
-}
-
-func (c *Cluster) kindUp(ctx context.Context) error {
-	err := c.kindKubeconfig()
-	if err != nil {
-		return err
-	}
-	var clusters bytes.Buffer
-	if err = c.run(ctx, &clusters, "go", "tool", "-modfile="+c.tool("kind"), "kind", "get", "clusters"); err != nil {
-		return err
-	}
-	if strings.Contains("\n"+clusters.String(), "\n"+c.opts.Name+"\n") {
-		err = c.kind(ctx, nil, "export", "kubeconfig", "--kubeconfig", c.Kubeconfig)
-	} else {
-		create := []string{"create", "cluster", "--wait", "3m", "--kubeconfig", c.Kubeconfig}
-		if image := os.Getenv("KIND_NODE_IMAGE"); image != "" {
-			create = append(create, "--image", image)
-		}
-		err = c.kind(ctx, nil, create...)
-	}
-	if err != nil {
-		return err
-	}
-	network := os.Getenv("KIND_EXPERIMENTAL_DOCKER_NETWORK")
-	if network == "" {
-		network = "kind"
-	}
-	var gateways bytes.Buffer
-	if err := c.run(ctx, &gateways, "docker", "network", "inspect", network, "--format", "{{range .IPAM.Config}}{{.Gateway}} {{end}}"); err != nil {
-		return err
-	}
-	for _, addr := range strings.Fields(gateways.String()) {
-		if !strings.Contains(addr, ":") { // the servers of tests and demo listen on IPv4
-			c.HostAddr = addr
-		}
-	}
-	return nil
-}
-
-// kindKubeconfig sets the path of the kubeconfig of a kind cluster, which is not
-// the user's.
-func (c *Cluster) kindKubeconfig() error {
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return fmt.Errorf("finding the cache folder: %w", err)
-	}
-	c.Kubeconfig = filepath.Join(dir, "ottoscaler", "kind", c.opts.Name+".kubeconfig")
-	if err := os.MkdirAll(filepath.Dir(c.Kubeconfig), 0o700); err != nil {
-		return fmt.Errorf("making room for the kubeconfig: %w", err)
-	}
-	return nil
-}
-
-func (c *Cluster) kind(ctx context.Context, out io.Writer, args ...string) error {
-	return c.run(ctx, out, "go", append([]string{"tool", "-modfile=" + c.tool("kind"), "kind", "--name", c.opts.Name}, args...)...)
+	return c.run(ctx, nil, out, "go", args...)
 }
 
 func (c *Cluster) tool(name string) string {
 	return filepath.Join(c.opts.Root, "tools", name, "go.mod")
 }
 
-// run executes a command; its output goes to out, or to the progress output.
-func (c *Cluster) run(ctx context.Context, out io.Writer, name string, args ...string) error {
+// run executes a command with more variables; its output goes to out, or to the progress output.
+func (c *Cluster) run(ctx context.Context, env []string, out io.Writer, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Dir = c.opts.Root
 	var stderr bytes.Buffer
@@ -267,6 +213,7 @@ func (c *Cluster) run(ctx context.Context, out io.Writer, name string, args ...s
 	if out != nil {
 		cmd.Stdout, cmd.Stderr = out, &stderr
 	}
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	if err := cmd.Run(); err != nil {
 		lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")

@@ -6,59 +6,81 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
+	"time"
+
+	"github.com/gofrs/flock"
 )
 
-// Names of the images, without a tag. The host is one that nobody can pull from:
-// a node that has not been given the image says so at once.
-const (
-	OttoscalerName = "ottoscaler.local/ottoscaler"
-	AgentName      = "ottoscaler.local/otto-agent"
+// A Recipe says which programs of the module make an image.
+type Recipe struct {
+	// Name of the image, without a tag. The host of ours is one that nobody can pull
+	// from: a node that has not been given the image says so at once.
+	Name string
+	// Packages are its programs, a layer each; the image begins with the first.
+	Packages []string
+	// Labels describe the image to those who inspect it.
+	Labels map[string]string
+}
+
+// Images that are made of this module.
+var (
+	// Ottoscaler is the image of the main pod's containers.
+	Ottoscaler = recipe("ottoscaler", "./cmd/consumer", "./cmd/scaler", "./cmd/log-relay")
+	// Agent is the image of the sample agent.
+	Agent = recipe("otto-agent", "./examples/agent")
+	// LogServer is the image of the reference log server.
+	LogServer = recipe("logserver", "./test/logserver/cmd/logserver")
 )
 
-// Ottoscaler compiles the three programs of the main pod from the module at
-// repoRoot and writes their image, ottoscaler.local/ottoscaler:tag, to out. It
-// returns the image's digest.
-func Ottoscaler(ctx context.Context, repoRoot, tag, out string) (digest string, err error) {
-	return Build(ctx, repoRoot, out, Spec{
-		Name:       OttoscalerName + ":" + tag,
-		Entrypoint: []string{"/consumer"},
-		Labels:     map[string]string{"org.opencontainers.image.title": "ottoscaler"},
-	}, "./cmd/consumer", "./cmd/scaler", "./cmd/log-relay")
+func recipe(title string, packages ...string) Recipe {
+	return Recipe{"ottoscaler.local/" + title, packages, map[string]string{"org.opencontainers.image.title": title}}
 }
 
-// Agent compiles the sample agent from the module at repoRoot and writes its
-// image, ottoscaler.local/otto-agent:tag, to out. It returns the image's digest.
-func Agent(ctx context.Context, repoRoot, tag, out string) (digest string, err error) {
-	return Build(ctx, repoRoot, out, Spec{
-		Name:       AgentName + ":" + tag,
-		Entrypoint: []string{"/agent"},
-		Labels:     map[string]string{"org.opencontainers.image.title": "otto-agent"},
-	}, "./examples/agent")
-}
+// A Built image is an archive, and the digest of the image in it.
+type Built struct{ Archive, Digest string }
 
-// Build compiles packages of the module at repoRoot as static programs, adds each
-// to spec at the image's root under its package's last name, and writes the image
-// to out, whose folder it makes.
-func Build(ctx context.Context, repoRoot, out string, spec Spec, packages ...string) (digest string, err error) {
-	dir, err := os.MkdirTemp("", "ottoscaler-image-*")
-	if err != nil {
-		return "", err
+// Build compiles the programs of images as static binaries and writes an archive
+// for each image to dir. The programs are kept in dir/bin: what has not changed
+// since is not linked again. Two builds in one folder take turns. The compiled
+// function, if there is one, is called between compiling and writing.
+func Build(ctx context.Context, repoRoot, dir, tag string, compiled func(), recipes ...Recipe) (built []Built, err error) {
+	programs := filepath.Join(dir, "bin")
+	if err := os.MkdirAll(programs, 0o755); err != nil {
+		return nil, fmt.Errorf("making room for images: %w", err)
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	if err := compile(ctx, repoRoot, dir, packages...); err != nil {
-		return "", err
+	turn := flock.New(filepath.Join(dir, "lock"))
+	if _, err := turn.TryLockContext(ctx, 50*time.Millisecond); err != nil {
+		return nil, fmt.Errorf("waiting for another build in %s: %w", dir, err)
 	}
-	for _, pkg := range packages {
-		name := filepath.Base(pkg)
-		spec.Files = append(spec.Files, File{Path: "/" + name, Source: filepath.Join(dir, name)})
+	defer func() { err = errors.Join(err, turn.Close()) }()
+	var packages []string
+	for _, r := range recipes {
+		packages = append(packages, r.Packages...)
 	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return "", err
+	if err := compile(ctx, repoRoot, programs, packages...); err != nil {
+		return nil, err
 	}
-	return Write(ctx, out, spec)
+	if compiled != nil {
+		compiled()
+	}
+	for _, r := range recipes {
+		b := Built{Archive: filepath.Join(dir, path.Base(r.Name)+".tar")}
+		spec := Spec{Name: r.Name + ":" + tag, Labels: r.Labels}
+		for _, pkg := range r.Packages {
+			name := filepath.Base(pkg)
+			spec.Files = append(spec.Files, File{Path: "/" + name, Source: filepath.Join(programs, name)})
+		}
+		spec.Entrypoint = []string{spec.Files[0].Path}
+		if b.Digest, err = Write(ctx, b.Archive, spec); err != nil {
+			return nil, err
+		}
+		built = append(built, b)
+	}
+	return built, nil
 }
 
 // compile uses the Makefile's build flags, whatever this process was started with:

@@ -24,7 +24,6 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/static"
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
@@ -137,8 +136,30 @@ func layerOf(file File) (v1.Layer, error) {
 	if err := tw.Close(); err != nil {
 		return nil, err
 	}
-	return static.NewLayer(buf.Bytes(), types.OCIUncompressedLayer), nil
+	hash, size, err := v1.SHA256(bytes.NewReader(buf.Bytes()))
+	if err != nil {
+		return nil, err
+	}
+	return &plainLayer{buf.Bytes(), hash, size}, nil
 }
+
+// A plainLayer is a layer that is its own tar. Its hash is computed once; it is
+// asked for many times.
+type plainLayer struct {
+	content []byte
+	hash    v1.Hash
+	size    int64
+}
+
+func (l *plainLayer) Digest() (v1.Hash, error) { return l.hash, nil }
+func (l *plainLayer) DiffID() (v1.Hash, error) { return l.hash, nil }
+func (l *plainLayer) Size() (int64, error)     { return l.size, nil }
+
+func (l *plainLayer) Compressed() (io.ReadCloser, error) { return l.Uncompressed() }
+func (l *plainLayer) Uncompressed() (io.ReadCloser, error) {
+	return io.NopCloser(bytes.NewReader(l.content)), nil
+}
+func (l *plainLayer) MediaType() (types.MediaType, error) { return types.OCIUncompressedLayer, nil }
 
 // writeArchive writes an OCI layout and docker save's manifest.json into one tar.
 func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) error {

@@ -146,7 +146,7 @@ func TestFailedWriteLeavesNothing(t *testing.T) {
 
 func TestCompilerErrorIsShown(t *testing.T) {
 	root := module(t, `"unterminated`)
-	_, err := image.Build(t.Context(), root, filepath.Join(t.TempDir(), "out.tar"), image.Spec{Name: name}, "./second")
+	_, err := image.Build(t.Context(), root, t.TempDir(), "dev", nil, image.Recipe{Name: name, Packages: []string{"./second"}})
 	if err == nil || !strings.Contains(err.Error(), "main.go:3") {
 		t.Errorf("got %v, want the compiler's own message", err)
 	}
@@ -204,18 +204,18 @@ func check(t *testing.T, img v1.Image) {
 // build makes a module of two programs in a new folder, and an image of them.
 func build(t *testing.T, word string) (archive []byte, digest string) {
 	t.Helper()
-	out := filepath.Join(t.TempDir(), "images", "out.tar")
-	digest, err := image.Build(t.Context(), module(t, fmt.Sprintf("%q", word)), out, image.Spec{
-		Name: name, Entrypoint: []string{"/first"}, Labels: map[string]string{"a": "b"},
-	}, "./first", "./second")
+	repository, tag, _ := strings.Cut(name, ":")
+	built, err := image.Build(t.Context(), module(t, fmt.Sprintf("%q", word)), filepath.Join(t.TempDir(), "images"), tag, nil, image.Recipe{
+		Name: repository, Packages: []string{"./first", "./second"}, Labels: map[string]string{"a": "b"},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	archive, err = os.ReadFile(out)
+	archive, err = os.ReadFile(built[0].Archive)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return archive, digest
+	return archive, built[0].Digest
 }
 
 // module writes two programs, of which the second prints the expression.

@@ -36,16 +36,12 @@ func (l *Lab) LoadImages(ctx context.Context) error {
 		}
 		return nil
 	}
-	dir := filepath.Join(l.Root, "build", "images")
-	product, agent := filepath.Join(dir, "ottoscaler.tar"), filepath.Join(dir, "otto-agent.tar")
-	var err error
-	if l.imageDigest, err = image.Ottoscaler(ctx, l.Root, ImageTag, product); err != nil {
+	built, err := image.Build(ctx, l.Root, filepath.Join(l.Root, "build", "images"), ImageTag, nil, image.Ottoscaler, image.Agent)
+	if err != nil {
 		return err
 	}
-	if _, err := image.Agent(ctx, l.Root, ImageTag, agent); err != nil {
-		return err
-	}
-	return l.Cluster.Load(ctx, product, agent)
+	l.imageDigest = built[0].Digest
+	return l.Cluster.Load(ctx, built[0].Archive, built[1].Archive)
 }
 
 // Installation returns the options that install the chart with values-jinwoo.yaml
@@ -57,7 +53,7 @@ func (l *Lab) Installation(namespace, logServer string) release.Options {
 	}
 	chart := filepath.Join(l.Root, "charts", "ottoscaler")
 	streams := Streams(namespace)
-	product, agent := image.OttoscalerName+":"+ImageTag, AgentImage
+	product, agent := image.Ottoscaler.Name+":"+ImageTag, AgentImage()
 	if l.Cluster.Kind == cluster.Current {
 		product, agent = os.Getenv("OTTOSCALER_IMAGE"), os.Getenv("OTTO_AGENT_IMAGE")
 	}

@@ -35,11 +35,11 @@ type Processes struct {
 	running map[string]*exec.Cmd
 }
 
-// ImageTag and AgentImage name what LoadImages makes, as values-jinwoo.yaml does.
-const (
-	ImageTag   = "dev"
-	AgentImage = image.AgentName + ":" + ImageTag
-)
+// ImageTag is that of what LoadImages makes, as values-jinwoo.yaml has it.
+const ImageTag = "dev"
+
+// AgentImage is the name of the sample agent's image.
+func AgentImage() string { return image.Agent.Name + ":" + ImageTag }
 
 // poolFile is the pool file that the processes' scaler reads.
 const poolFile = `pools:
@@ -82,7 +82,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 			Consumer: append(shared, "HEALTH_ADDR="+addrs[1], "REDIS_CONSUMER="+namespace,
 				"REDIS_HOST="+l.Redis.Host, "REDIS_PORT="+strconv.Itoa(l.Redis.Port), "REDIS_PASSWORD="+l.Redis.Password,
 				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead),
-			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage),
+			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
 			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer),
 		},
 	}, nil

@@ -1,5 +1,6 @@
 // Package release installs the chart through Helm's Go SDK, as `helm upgrade
-// --install --wait` and `helm uninstall --wait --cascade foreground` would.
+// --install --wait` and `helm uninstall --wait --cascade foreground` would. It
+// waits by itself: sooner, and no longer than there is hope.
 package release
 
 import (
@@ -30,6 +31,8 @@ type Options struct {
 	ValuesFiles []string
 	// Set and SetString are applied last, as by --set and --set-string.
 	Set, SetString []string
+	// SetJSON are like Set, with JSON as their values, as by --set-json.
+	SetJSON []string
 	// Timeout bounds the wait for the release to be ready.
 	Timeout time.Duration
 }
@@ -45,25 +48,51 @@ func Apply(ctx context.Context, opts Options) error {
 	if err != nil {
 		return fmt.Errorf("loading chart %s: %w", opts.Chart, err)
 	}
-	vals, err := (&values.Options{ValueFiles: opts.ValuesFiles, Values: opts.Set, StringValues: opts.SetString}).MergeValues(getter.All(settings))
+	vals, err := (&values.Options{ValueFiles: opts.ValuesFiles, Values: opts.Set, StringValues: opts.SetString, JSONValues: opts.SetJSON}).MergeValues(getter.All(settings))
 	if err != nil {
 		return fmt.Errorf("reading values: %w", err)
 	}
 	if _, err := action.NewHistory(cfg).Run(opts.Name); errors.Is(err, driver.ErrReleaseNotFound) {
 		install := action.NewInstall(cfg)
 		install.ReleaseName, install.Namespace, install.CreateNamespace = opts.Name, opts.Namespace, true
-		install.Wait, install.Timeout = true, opts.Timeout
+		install.Timeout = opts.Timeout
 		if _, err := install.RunWithContext(ctx, chart, vals); err != nil {
 			return fmt.Errorf("installing release %s: %w", opts.Name, err)
 		}
-		return nil
+		return await(ctx, opts)
 	}
 	upgrade := action.NewUpgrade(cfg)
-	upgrade.Namespace, upgrade.Wait, upgrade.Timeout = opts.Namespace, true, opts.Timeout
+	upgrade.Namespace, upgrade.Timeout = opts.Namespace, opts.Timeout
 	if _, err := upgrade.RunWithContext(ctx, opts.Name, chart, vals); err != nil {
 		return fmt.Errorf("upgrading release %s: %w", opts.Name, err)
 	}
-	return nil
+	return await(ctx, opts)
+}
+
+// A State is what is known of an installed release.
+type State struct {
+	// Revision counts its installs and upgrades.
+	Revision int
+	// Status is Helm's word for it, such as "deployed".
+	Status string
+	// Updated is when that was.
+	Updated time.Time
+}
+
+// Look returns the state of a release, or false if there is none.
+func Look(opts Options) (State, bool, error) {
+	cfg, _, err := configuration(opts)
+	if err != nil {
+		return State{}, false, err
+	}
+	r, err := action.NewStatus(cfg).Run(opts.Name)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return State{}, false, nil
+	}
+	if err != nil {
+		return State{}, false, fmt.Errorf("looking at release %s: %w", opts.Name, err)
+	}
+	return State{Revision: r.Version, Status: r.Info.Status.String(), Updated: r.Info.LastDeployed.Time}, true, nil
 }
 
 // Remove uninstalls the release and waits until its objects are gone. One that is

@@ -1,0 +1,158 @@
+package release
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+const (
+	// pollEvery is short because a developer waits, for one object in a cluster of
+	// their own. Helm looks every two seconds.
+	pollEvery = 100 * time.Millisecond
+	// hopelessAfter is how long a state that only its user can mend may last.
+	hopelessAfter = 5 * time.Second
+	// exitMisconfigured is the exit code of a program of ours that refuses its
+	// configuration; starting it again does not help.
+	exitMisconfigured = 2
+)
+
+// await waits until the main pod of the release as it is now is ready. What
+// waiting does not cure, such as a configuration that a program refuses, ends it
+// early, with the reason.
+func await(ctx context.Context, opts Options) error {
+	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
+	defer cancel()
+	cfg, err := clientcmd.BuildConfigFromFlags("", opts.Kubeconfig)
+	if err != nil {
+		return fmt.Errorf("reading kubeconfig %s: %w", opts.Kubeconfig, err)
+	}
+	cfg.QPS = -1
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("connecting to the cluster: %w", err)
+	}
+	w := watcher{client, opts, map[string]time.Time{}}
+	for {
+		ready, err := w.look(ctx)
+		if ready || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for release %s: the main pod is not ready after %s (%w)%s", opts.Name, opts.Timeout, ctx.Err(), w.story())
+		case <-time.After(pollEvery):
+		}
+	}
+}
+
+// A watcher looks at the main pod again and again.
+type watcher struct {
+	client kubernetes.Interface
+	opts   Options
+	since  map[string]time.Time // when a container was first seen in a hopeless state
+}
+
+// look tells whether the release's Deployment is rolled out, as `kubectl rollout
+// status` decides it. An API server that does not answer is asked again.
+func (w watcher) look(ctx context.Context) (ready bool, err error) {
+	list, err := w.client.AppsV1().Deployments(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
+	if err != nil {
+		return false, nil //nolint:nilerr // the time-out ends this
+	}
+	for _, d := range list.Items {
+		if d.Annotations["meta.helm.sh/release-name"] != w.opts.Name {
+			continue
+		}
+		want := *d.Spec.Replicas
+		if s := d.Status; s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == want && s.Replicas == want && s.AvailableReplicas == want {
+			return true, nil
+		}
+		return false, w.hopeless(ctx, &d)
+	}
+	return false, nil
+}
+
+// hopeless returns why the newest main pod will never be ready.
+func (w watcher) hopeless(ctx context.Context, d *appsv1.Deployment) error {
+	selector := metav1.FormatLabelSelector(d.Spec.Selector)
+	pods, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	if err != nil {
+		return nil //nolint:nilerr // as above
+	}
+	for _, p := range pods.Items {
+		if p.DeletionTimestamp != nil {
+			continue
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if end := ended(c); end != nil && end.ExitCode == exitMisconfigured {
+				return fmt.Errorf("%s refuses to start: %s", c.Name, w.lastWords(ctx, p.Name, c))
+			}
+			waiting := c.State.Waiting
+			if waiting == nil {
+				continue
+			}
+			switch waiting.Reason {
+			case "ErrImageNeverPull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError":
+				key := p.Name + "/" + c.Name
+				if w.since[key].IsZero() {
+					w.since[key] = time.Now()
+				}
+				if time.Since(w.since[key]) > hopelessAfter {
+					return fmt.Errorf("%s cannot start: %s: %s", c.Name, waiting.Reason, waiting.Message)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func ended(c corev1.ContainerStatus) *corev1.ContainerStateTerminated {
+	if c.State.Terminated != nil {
+		return c.State.Terminated
+	}
+	return c.LastTerminationState.Terminated
+}
+
+// lastWords returns the last line of a container's log.
+func (w watcher) lastWords(ctx context.Context, pod string, c corev1.ContainerStatus) string {
+	lines := int64(1)
+	out, err := w.client.CoreV1().Pods(w.opts.Namespace).GetLogs(pod, &corev1.PodLogOptions{
+		Container: c.Name, Previous: c.State.Terminated == nil, TailLines: &lines,
+	}).DoRaw(ctx)
+	if err != nil || len(out) == 0 {
+		return "its log may say why (make logs C=" + c.Name + ")"
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// story tells what the containers wait for, when the time is over.
+func (w watcher) story() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	pods, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
+	if err != nil {
+		return ": " + err.Error()
+	}
+	var story strings.Builder
+	for _, p := range pods.Items {
+		for _, c := range p.Status.ContainerStatuses {
+			if !c.Ready {
+				fmt.Fprintf(&story, "; %s: %s", c.Name, w.lastWords(ctx, p.Name, c))
+			}
+		}
+		for _, condition := range p.Status.Conditions {
+			if condition.Type == corev1.PodScheduled && condition.Status == corev1.ConditionFalse {
+				fmt.Fprintf(&story, "; %s is not scheduled: %s", p.Name, condition.Message)
+			}
+		}
+	}
+	return story.String()
+}
