@@ -48,9 +48,6 @@ type Options struct {
 	// Network is the Docker network of a kind cluster; by default kind's own, which
 	// all of its clusters share.
 	Network string
-	// NodeImage is the image of a kind cluster's nodes; by default KIND_NODE_IMAGE,
-	// else what kind would pull.
-	NodeImage string
 	// Kubeconfig is where the kubeconfig of a kind cluster goes; by default into the
 	// cache folder.
 	Kubeconfig string

@@ -22,6 +22,10 @@ import (
 // end. One without it was interrupted, and is of no use.
 const madeMarker = "/kind/made-by-ottoscaler"
 
+// LocalNodeImage is the repository of the node image that kind/images makes, for
+// those who cannot pull any. It is used where KIND_NODE_IMAGE says nothing else.
+const LocalNodeImage = "ottoscaler.local/kind-node"
+
 // kindUp makes a kind cluster, or starts the one that is there.
 func (c *Cluster) kindUp(ctx context.Context) error {
 	if err := c.kindKubeconfig(); err != nil {
@@ -74,11 +78,15 @@ func (c *Cluster) kindCreate(ctx context.Context) error {
 		"create", "cluster", "--wait", "3m", "--kubeconfig", c.Kubeconfig,
 		"--config", filepath.Join(c.opts.Root, "kind", "cluster.yaml"),
 	}
-	for _, image := range []string{c.opts.NodeImage, os.Getenv("KIND_NODE_IMAGE")} {
-		if image != "" {
-			args = append(args, "--image", image)
-			break
+	image := os.Getenv("KIND_NODE_IMAGE")
+	if image == "" {
+		var err error
+		if image, err = docker.LocalImage(ctx, LocalNodeImage); err != nil {
+			return err
 		}
+	}
+	if image != "" {
+		args = append(args, "--image", image)
 	}
 	if err := c.kind(ctx, nil, args...); err != nil {
 		if strings.Contains(err.Error(), "pull") {

@@ -68,8 +68,36 @@ func loadInto(ctx context.Context, node string, archives []string) error {
 		if err != nil {
 			return err
 		}
+		// Each image has a second name, its ID, by which the node would keep it for
+		// good: kind's kubelets collect no images.
+		if old := former(has, index); len(old) > 0 {
+			if _, err := docker.Run(ctx, append([]string{"exec", node, "ctr", "--namespace=k8s.io", "images", "rm"}, old...)...); err != nil {
+				return fmt.Errorf("removing former images: %w", err)
+			}
+		}
 	}
 	return nil
+}
+
+// former returns the IDs, in a node's list of images, of those that had the names
+// of the index before it.
+func former(images string, index v1.IndexManifest) []string {
+	digests := map[string]bool{}
+	for line := range strings.Lines(images) {
+		fields := strings.Fields(line)
+		for _, m := range index.Manifests {
+			if len(fields) >= 3 && fields[0] == m.Annotations[imageName] && fields[2] != m.Digest.String() {
+				digests[fields[2]] = true
+			}
+		}
+	}
+	var ids []string
+	for line := range strings.Lines(images) {
+		if fields := strings.Fields(line); len(fields) >= 3 && digests[fields[2]] && strings.HasPrefix(fields[0], "sha256:") {
+			ids = append(ids, fields[0])
+		}
+	}
+	return ids
 }
 
 // known tells whether a node's list of images has each image of the index under

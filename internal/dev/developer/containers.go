@@ -157,16 +157,6 @@ func (w *Workplace) ensureImage(ctx context.Context, name, variable string) erro
 	return nil
 }
 
-// localImage returns the newest image of a repository that the engine has, or "".
-func localImage(ctx context.Context, repository string) (string, error) {
-	out, err := docker.Run(ctx, "image", "ls", "--filter", "reference="+repository, "--format", "{{.Repository}}:{{.Tag}}")
-	if err != nil {
-		return "", err
-	}
-	first, _, _ := strings.Cut(out, "\n")
-	return first, nil
-}
-
 // redisConfig is the configuration of a user's Redis: it remembers through a
 // crash, and asks for a password. It is copied into the container, where neither
 // docker inspect nor ps shows it.

@@ -111,7 +111,7 @@ func (w *Workplace) ensureRedis(ctx context.Context, e *environment.Environment)
 	name := os.Getenv("REDIS_IMAGE")
 	forced := name != ""
 	if !forced {
-		local, err := localImage(ctx, environment.LocalRedisImage)
+		local, err := docker.LocalImage(ctx, environment.LocalRedisImage)
 		if err != nil {
 			return "", err
 		}
@@ -188,14 +188,7 @@ func (w *Workplace) clusterOptions(e *environment.Environment) cluster.Options {
 }
 
 func (w *Workplace) ensureCluster(ctx context.Context, e *environment.Environment) (string, error) {
-	options := w.clusterOptions(e)
-	var err error
-	if options.NodeImage = os.Getenv("KIND_NODE_IMAGE"); options.NodeImage == "" {
-		if options.NodeImage, err = localImage(ctx, environment.LocalNodeImage); err != nil {
-			return "", err
-		}
-	}
-	c, err := cluster.Up(ctx, options)
+	c, err := cluster.Up(ctx, w.clusterOptions(e))
 	if err != nil {
 		return "", err
 	}

@@ -142,6 +142,16 @@ func HasImage(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// LocalImage returns the newest image of a repository that the engine has, or "".
+func LocalImage(ctx context.Context, repository string) (string, error) {
+	out, err := Run(ctx, "image", "ls", "--filter", "reference="+repository, "--format", "{{.Repository}}:{{.Tag}}")
+	if err != nil {
+		return "", err
+	}
+	first, _, _ := strings.Cut(out, "\n")
+	return first, nil
+}
+
 // List returns the names of the containers, networks or volumes ("container",
 // "network", "volume") that have a label.
 func List(ctx context.Context, kind, label string) ([]string, error) {

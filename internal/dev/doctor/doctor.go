@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/mod/modfile"
 
+	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
 	"github.com/ottoscaler/ottoscaler/internal/dev/docker"
 	"github.com/ottoscaler/ottoscaler/internal/dev/environment"
 )
@@ -214,7 +215,7 @@ func (m Machine) limit(what, setting string, enough int) Finding {
 func (m Machine) images(ctx context.Context) Finding {
 	var seen []string
 	for _, image := range []struct{ variable, local string }{
-		{"KIND_NODE_IMAGE", environment.LocalNodeImage}, {"REDIS_IMAGE", environment.LocalRedisImage},
+		{"KIND_NODE_IMAGE", cluster.LocalNodeImage}, {"REDIS_IMAGE", environment.LocalRedisImage},
 	} {
 		if name := m.Getenv(image.variable); name != "" {
 			has, err := m.HasImage(ctx, name)

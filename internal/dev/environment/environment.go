@@ -58,11 +58,9 @@ const (
 // RedisSecret is the Secret of the namespace with the password of Redis.
 const RedisSecret = "ottoscaler-redis"
 
-// Repositories of the images that kind/images makes, for those who cannot pull any.
-const (
-	LocalRedisImage = "ottoscaler.local/redis"
-	LocalNodeImage  = "ottoscaler.local/kind-node"
-)
+// LocalRedisImage is the repository of the image that kind/images makes, for those
+// who cannot pull any.
+const LocalRedisImage = "ottoscaler.local/redis"
 
 // ErrNone says that a checkout has no environment at all.
 var ErrNone = errors.New("there is no environment yet: make setup-user USER=<your name> makes one")

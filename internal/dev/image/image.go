@@ -116,50 +116,69 @@ func build(ctx context.Context, spec Spec) (v1.Image, error) {
 // epoch stands for every time in an image: a real one would make each build differ.
 var epoch = v1.Time{Time: time.Unix(0, 0).UTC()}
 
-// layerOf makes a layer of one file. It is not compressed: archives stay on this
-// machine, where packing costs more than it saves, and a layer that is its own tar
-// does not depend on a compressor's version.
-func layerOf(file File) (v1.Layer, error) {
-	content, err := os.ReadFile(file.Source)
-	if err != nil {
-		return nil, err
-	}
-	var buf bytes.Buffer
-	tw := tar.NewWriter(&buf)
+// A fileLayer is a layer of one file: a tar that is put together while it is read.
+// It is not compressed: archives stay on this machine, where packing costs more
+// than it saves, and a layer that is its own tar does not depend on a compressor's
+// version. Its hash is computed once; it is asked for many times.
+type fileLayer struct {
+	source     string
+	head, tail []byte // of the tar, around the file
+	size       int64
+	hash       v1.Hash
+}
+
+func layerOf(file File) (*fileLayer, error) {
 	name := strings.TrimPrefix(file.Path, "/")
 	if name == "" || strings.Contains(name, "/") {
 		return nil, fmt.Errorf("file %q: only files at the root of the image are known here", file.Path)
 	}
-	if err := addEntry(tw, name, 0o755, content); err != nil {
-		return nil, err
-	}
-	if err := tw.Close(); err != nil {
-		return nil, err
-	}
-	hash, size, err := v1.SHA256(bytes.NewReader(buf.Bytes()))
+	info, err := os.Stat(file.Source)
 	if err != nil {
 		return nil, err
 	}
-	return &plainLayer{buf.Bytes(), hash, size}, nil
+	var head bytes.Buffer
+	if err := tar.NewWriter(&head).WriteHeader(header(name, 0o755, info.Size())); err != nil {
+		return nil, err
+	}
+	// The file is filled up to a whole block, and two empty blocks are the end.
+	padding := (tarBlock - info.Size()%tarBlock) % tarBlock
+	l := &fileLayer{source: file.Source, head: head.Bytes(), tail: make([]byte, padding+2*tarBlock)}
+	content, err := l.Compressed()
+	if err != nil {
+		return nil, err
+	}
+	l.hash, l.size, err = v1.SHA256(content)
+	return l, errors.Join(err, content.Close())
 }
 
-// A plainLayer is a layer that is its own tar. Its hash is computed once; it is
-// asked for many times.
-type plainLayer struct {
-	content []byte
-	hash    v1.Hash
-	size    int64
+const tarBlock = 512
+
+// Compressed returns the layer as it is stored, which is not compressed.
+func (l *fileLayer) Compressed() (io.ReadCloser, error) {
+	f, err := os.Open(l.source)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(l.head), f, bytes.NewReader(l.tail)), f}, nil
 }
 
-func (l *plainLayer) Digest() (v1.Hash, error) { return l.hash, nil }
-func (l *plainLayer) DiffID() (v1.Hash, error) { return l.hash, nil }
-func (l *plainLayer) Size() (int64, error)     { return l.size, nil }
+// Uncompressed returns the layer.
+func (l *fileLayer) Uncompressed() (io.ReadCloser, error) { return l.Compressed() }
 
-func (l *plainLayer) Compressed() (io.ReadCloser, error) { return l.Uncompressed() }
-func (l *plainLayer) Uncompressed() (io.ReadCloser, error) {
-	return io.NopCloser(bytes.NewReader(l.content)), nil
-}
-func (l *plainLayer) MediaType() (types.MediaType, error) { return types.OCIUncompressedLayer, nil }
+// Digest returns the hash of the layer.
+func (l *fileLayer) Digest() (v1.Hash, error) { return l.hash, nil }
+
+// DiffID returns the hash of the layer.
+func (l *fileLayer) DiffID() (v1.Hash, error) { return l.hash, nil }
+
+// Size returns the length of the layer.
+func (l *fileLayer) Size() (int64, error) { return l.size, nil }
+
+// MediaType returns that of a layer that is not compressed.
+func (l *fileLayer) MediaType() (types.MediaType, error) { return types.OCIUncompressedLayer, nil }
 
 // writeArchive writes an OCI layout and docker save's manifest.json into one tar.
 func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) error {
@@ -183,6 +202,7 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 	if err != nil {
 		return err
 	}
+	tw := tar.NewWriter(w)
 	var blobs []blob
 	var layerPaths []string
 	seen := map[v1.Hash]bool{configName: true, manifestDigest: true}
@@ -196,11 +216,12 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 			continue
 		}
 		seen[digest] = true
-		content, err := readLayer(layer)
-		if err != nil {
+		if err := ctx.Err(); err != nil {
 			return err
 		}
-		blobs = append(blobs, blob{blobPath(digest), content})
+		if err := addLayer(tw, blobPath(digest), layer); err != nil {
+			return err
+		}
 	}
 	blobs = append(blobs, blob{blobPath(configName), config}, blob{blobPath(manifestDigest), manifest})
 
@@ -233,11 +254,7 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 		blob{"oci-layout", []byte(`{"imageLayoutVersion":"1.0.0"}`)},
 	)
 
-	tw := tar.NewWriter(w)
 	for _, b := range blobs {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
 		if err := addEntry(tw, b.path, 0o644, b.content); err != nil {
 			return err
 		}
@@ -253,29 +270,40 @@ type blob struct {
 
 func blobPath(h v1.Hash) string { return "blobs/" + h.Algorithm + "/" + h.Hex }
 
-func readLayer(layer v1.Layer) (content []byte, err error) {
-	r, err := layer.Compressed() // as it is stored, which here is not compressed
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, r.Close()) }()
-	return io.ReadAll(r)
-}
-
-func addEntry(tw *tar.Writer, name string, mode int64, content []byte) error {
-	err := tw.WriteHeader(&tar.Header{
-		Typeflag: tar.TypeReg,
-		Name:     name,
-		Mode:     mode,
-		Size:     int64(len(content)),
-		ModTime:  epoch.Time,
-		Format:   tar.FormatUSTAR,
-	})
+func addLayer(tw *tar.Writer, path string, layer v1.Layer) (err error) {
+	size, err := layer.Size()
 	if err != nil {
 		return err
 	}
-	_, err = tw.Write(content)
+	content, err := layer.Compressed()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, content.Close()) }()
+	if err := tw.WriteHeader(header(path, 0o644, size)); err != nil {
+		return err
+	}
+	_, err = io.Copy(tw, content)
 	return err
+}
+
+func addEntry(tw *tar.Writer, name string, mode int64, content []byte) error {
+	if err := tw.WriteHeader(header(name, mode, int64(len(content)))); err != nil {
+		return err
+	}
+	_, err := tw.Write(content)
+	return err
+}
+
+func header(name string, mode, size int64) *tar.Header {
+	return &tar.Header{
+		Typeflag: tar.TypeReg,
+		Name:     name,
+		Mode:     mode,
+		Size:     size,
+		ModTime:  epoch.Time,
+		Format:   tar.FormatUSTAR,
+	}
 }
 
 // checkName refuses a name that containerd and Docker would complete, each in
