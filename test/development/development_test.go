@@ -86,7 +86,7 @@ func (c checkout) make(ctx context.Context, args ...string) (string, error) {
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		return slices.Contains([]string{"ENV_FILE", "KUBECONFIG", "MAKEFLAGS", "MFLAGS", "YES", "OTTODEV_USER", "CLUSTER"}, name)
+		return slices.Contains([]string{"ENV_FILE", "KUBECONFIG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "YES", "OTTODEV_USER", "CLUSTER"}, name)
 	})
 	cmd.Env = append(cmd.Env, "USER=root", "NO_COLOR=1")
 	err := cmd.Run()

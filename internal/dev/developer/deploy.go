@@ -142,11 +142,12 @@ func (w *Workplace) release(e *environment.Environment) release.Options {
 		Timeout: deployTimeout,
 	}
 	for key, variable := range map[string]string{
-		"consumer.env." + environment.RedisStream: environment.RedisStream,
-		"consumer.env." + environment.RedisGroup:  environment.RedisGroup,
-		"consumer.env." + environment.RedisDB:     environment.RedisDB,
-		"scaler.env." + environment.AgentImage:    environment.AgentImage,
-		"logRelay.env." + environment.LogServer:   environment.LogServer,
+		"consumer.env." + environment.RedisStream:  environment.RedisStream,
+		"consumer.env." + environment.RedisResults: environment.RedisResults,
+		"consumer.env." + environment.RedisGroup:   environment.RedisGroup,
+		"consumer.env." + environment.RedisDB:      environment.RedisDB,
+		"scaler.env." + environment.AgentImage:     environment.AgentImage,
+		"logRelay.env." + environment.LogServer:    environment.LogServer,
 	} {
 		if value := e.Vars[variable]; value != "" {
 			options.SetJSON = append(options.SetJSON, fmt.Sprintf("%s=%q", key, value))

@@ -102,7 +102,7 @@ func (w *Workplace) Status(ctx context.Context, e *environment.Environment) erro
 		return nil
 	})
 	part("backlog", func() error { return showBacklog(ctx, rdb, e, row) })
-	part("events", func() error { return showEvents(ctx, rdb, row) })
+	part("events", func() error { return showEvents(ctx, rdb, e, row) })
 	if err := table.Flush(); err != nil {
 		return fmt.Errorf("printing the status: %w", err)
 	}
@@ -168,8 +168,8 @@ func showBacklog(ctx context.Context, rdb *redis.Client, e *environment.Environm
 	return nil
 }
 
-func showEvents(ctx context.Context, rdb *redis.Client, row func(string, string, ...any)) error {
-	entries, err := rdb.XRevRangeN(ctx, "otto:scale:results", "+", "-", lastEvents).Result()
+func showEvents(ctx context.Context, rdb *redis.Client, e *environment.Environment, row func(string, string, ...any)) error {
+	entries, err := rdb.XRevRangeN(ctx, e.Vars[environment.RedisResults], "+", "-", lastEvents).Result()
 	if err != nil {
 		return err
 	}

@@ -41,6 +41,8 @@ const (
 	RedisDB = "REDIS_DB"
 	// RedisStream is the stream of events.
 	RedisStream = "REDIS_STREAM"
+	// RedisResults is the stream of results.
+	RedisResults = "REDIS_RESULTS_STREAM"
 	// RedisGroup is the consumer group.
 	RedisGroup = "REDIS_CONSUMER_GROUP"
 	// RedisConsumer names a consumer that is run by hand on this machine.
@@ -110,6 +112,7 @@ func (e *Environment) defaults(user string) []struct{ name, value, comment strin
 		{RedisPassword, "", ""},
 		{RedisDB, "0", ""},
 		{RedisStream, "otto:scale:events", ""},
+		{RedisResults, "otto:scale:results", ""},
 		{RedisGroup, "ottoscaler", ""},
 		{RedisConsumer, e.Slug, "The name of a consumer that you run on this machine; in the cluster it is the pod's."},
 		{Namespace, "ottoscaler-" + e.Slug, "The installation in the user's own cluster. make deploy takes the stream, the group, the image and the log server from here."},

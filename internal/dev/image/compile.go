@@ -2,6 +2,9 @@ package image
 
 import (
 	"context"
+	"debug/elf"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +12,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,12 +79,67 @@ func Build(ctx context.Context, repoRoot, dir, tag string, compiled func(), reci
 			spec.Files = append(spec.Files, File{Path: "/" + name, Source: filepath.Join(programs, name)})
 		}
 		spec.Entrypoint = []string{spec.Files[0].Path}
+		if spec.Files, err = changedLast(spec.Files, b.Archive+".layers"); err != nil {
+			return nil, err
+		}
 		if b.Digest, err = Write(ctx, b.Archive, spec); err != nil {
 			return nil, err
 		}
 		built = append(built, b)
 	}
 	return built, nil
+}
+
+// A linked program is one layer of the image that was made last.
+type linked struct {
+	Path    string
+	BuildID string // of the Go linker: a hash of all that it is made from
+}
+
+// buildID reads the ID of a Go program. Its file's times do not tell: go build
+// touches what it finds up to date.
+func buildID(program string) (string, error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	section := f.Section(".note.go.buildid")
+	if section == nil {
+		return "", fmt.Errorf("%s has no build ID: it is no Go program", program)
+	}
+	note, err := section.Data()
+	return base64.StdEncoding.EncodeToString(note), err
+}
+
+// changedLast orders the layers as in the image that the record tells of, but for
+// those whose programs were linked since: these come last. A node unpacks a layer
+// again if one below it has changed; so what is edited again and again comes to lie
+// on top, and is all that is unpacked. Without a record the order is the recipe's.
+func changedLast(files []File, record string) ([]File, error) {
+	var before, now []linked
+	if content, err := os.ReadFile(record); err == nil {
+		_ = json.Unmarshal(content, &before) // one that is damaged is none
+	}
+	rank := map[string]int{}
+	for i, f := range files {
+		id, err := buildID(f.Source)
+		if err != nil {
+			return nil, err
+		}
+		l := linked{f.Path, id}
+		now = append(now, l)
+		if rank[f.Path] = slices.Index(before, l); rank[f.Path] < 0 {
+			rank[f.Path] = len(before) + i
+		}
+	}
+	slices.SortFunc(files, func(a, b File) int { return rank[a.Path] - rank[b.Path] })
+	slices.SortFunc(now, func(a, b linked) int { return rank[a.Path] - rank[b.Path] })
+	content, err := json.Marshal(now)
+	if err != nil {
+		return nil, err
+	}
+	return files, os.WriteFile(record, content, 0o644)
 }
 
 // compile uses the Makefile's build flags, whatever this process was started with:

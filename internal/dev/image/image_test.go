@@ -144,6 +144,54 @@ func TestFailedWriteLeavesNothing(t *testing.T) {
 	}
 }
 
+// What is edited lies on top from then on, so that a node unpacks nothing else.
+func TestWhatHasChangedComesLast(t *testing.T) {
+	root, dir := module(t, "1"), t.TempDir()
+	order := func() string {
+		t.Helper()
+		built, err := image.Build(t.Context(), root, dir, "dev", nil, image.Recipe{Name: "example.test/two", Packages: []string{"./first", "./second"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		img, err := tarball.ImageFromPath(built[0].Archive, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config, err := img.ConfigFile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff([]string{"/first"}, config.Config.Entrypoint); diff != "" {
+			t.Errorf("entry point (-want +got):\n%s", diff)
+		}
+		var files []string
+		for _, h := range config.History {
+			files = append(files, strings.TrimPrefix(h.CreatedBy, "COPY /"))
+		}
+		return strings.Join(files, " ")
+	}
+	edit := func(program string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(root, program, "main.go"), fmt.Appendf(nil, "package main\n\nfunc main() { println(%q) }\n", t.Name()+program), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []struct{ edited, want string }{
+		{"", "first second"},
+		{"", "first second"},
+		{"first", "second first"},
+		{"", "second first"},
+		{"second", "first second"},
+	} {
+		if step.edited != "" {
+			edit(step.edited)
+		}
+		if got := order(); got != step.want {
+			t.Errorf("layers after an edit of %q: got %s, want %s", step.edited, got, step.want)
+		}
+	}
+}
+
 func TestCompilerErrorIsShown(t *testing.T) {
 	root := module(t, `"unterminated`)
 	_, err := image.Build(t.Context(), root, t.TempDir(), "dev", nil, image.Recipe{Name: name, Packages: []string{"./second"}})
