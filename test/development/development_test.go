@@ -322,7 +322,7 @@ func TestTwoDevelopersShareAMachineAndNothingElse(t *testing.T) {
 		c.must(t, "setup-user", "USER="+jinwoo)
 		contains(t, "redis-cli", c.must(t, "redis-cli", "USER="+jinwoo, "ARGS=XLEN otto:scale:events"), "1")
 	})
-	t.Run("an edit runs in the cluster", func(t *testing.T) { checkInnerLoop(t, c, ours) })
+	t.Run("an edit runs in the cluster", func(t *testing.T) { checkInnerLoop(t, c) })
 	t.Run("an installation on somebody else's Redis group refuses to start", func(t *testing.T) {
 		options := installation(c, ours)
 		options.Name, options.Namespace = "intruder", "intruder"
@@ -379,6 +379,27 @@ func TestTwoDevelopersShareAMachineAndNothingElse(t *testing.T) {
 		out := c.must(t, "test-event", "ARGS=--wait --count 1 --task t2 --field env.AGENT_LINES=3")
 		contains(t, "what test-event prints", out, "done")
 		eventually(t, "the worker's logs are stored and it is gone", time.Minute, func() bool { return len(workers(t, theirCluster)) == 0 })
+	})
+	t.Run("what is half done is completed", func(t *testing.T) {
+		// As if the set-up had been interrupted while kind made the cluster, and somebody had tidied up since.
+		for _, args := range [][]string{
+			{"exec", theirs.Vars[environment.KindCluster] + "-control-plane", "rm", "/kind/made-by-ottoscaler"},
+			{"rm", "--force", theirs.LogContainer()},
+			{"stop", theirs.RedisContainer()},
+		} {
+			if _, err := docker.Run(t.Context(), args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Remove(theirs.ValuesFile()); err != nil {
+			t.Fatal(err)
+		}
+		out := c.must(t, "setup-user", "USER="+hanjinu)
+		contains(t, "what setup-user prints", out, "environment file: .env.hanjinu.local kept", "Redis redis-hanjinu: started",
+			"log server logs-hanjinu: made", "cluster ottoscaler-hanjinu: made", "namespace ottoscaler-hanjinu: made", "values-hanjinu.yaml made")
+		if out, err := c.make(t.Context(), "status"); err == nil || !strings.Contains(out, "make deploy USER=한진우") {
+			t.Errorf("the status where nothing is installed: got %v, want what to do:\n%s", err, out)
+		}
 	})
 	t.Run("clean of all leaves nothing", func(t *testing.T) {
 		c.refuses(t, "YES=1", "clean")
@@ -508,7 +529,7 @@ func runPod(t *testing.T, client kubernetes.Interface, namespace, image, script 
 }
 
 // checkInnerLoop changes a line of each program in turn and deploys it.
-func checkInnerLoop(t *testing.T, c checkout, e *environment.Environment) {
+func checkInnerLoop(t *testing.T, c checkout) {
 	for program, message := range map[string]string{"consumer": `"consuming"`, "scaler": `"ready to scale"`, "log-relay": `"relaying logs"`} {
 		file := filepath.Join(c.root, "cmd", program, "main.go")
 		code, err := os.ReadFile(file)
@@ -527,7 +548,6 @@ func checkInnerLoop(t *testing.T, c checkout, e *environment.Environment) {
 		t.Logf("edit of %s to running: %.1f s\n%s", program, time.Since(start).Seconds(), out)
 		contains(t, "the log of "+program, c.must(t, "logs", "USER="+jinwoo, "C="+program, "ARGS=--no-follow"), strings.Trim(message, `"`)+" with an edit")
 	}
-	_ = e
 }
 
 // processes returns the processes of this machine, by pid and command line.
