@@ -138,7 +138,7 @@ doctor: ## What this machine lacks for them, with the remedies
 
 .PHONY: clean
 clean: ## Remove everything of USER=<name>; without, of all (asks, unless YES=1), and bin/ and build/
-	@$(OTTODEV) clean
+	@$(if $(OTTODEV_USER)$(wildcard .env.*.local),$(OTTODEV) clean)
 	@$(if $(OTTODEV_USER),,rm -rf bin build)
 
 ##@ See it run
