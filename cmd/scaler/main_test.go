@@ -21,6 +21,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/worker"
 	"github.com/ottoscaler/ottoscaler/internal/worker/workertest"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
@@ -141,6 +142,36 @@ func TestWrongFilesAreSaidInOneLine(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("%s: got %v, want one line with %q", name, err, c.want)
 		}
+	}
+}
+
+func TestANamespaceOfSomebodyElseIsExitCodeTwoAndOneLine(t *testing.T) {
+	s := workertest.ControlPlane(t, nil)
+	discard := slog.New(slog.DiscardHandler)
+	if err := worker.ClaimNamespace(t.Context(), s.Leases(), s.Namespace, worker.Owner{User: "jinwoo", Instance: "ottoscaler"}, discard); err != nil {
+		t.Fatal(err)
+	}
+	cfg := valid(t)
+	for name, value := range map[string]string{
+		"NAMESPACE": s.Namespace, "INSTANCE_USER": "minji", "KUBECONFIG": workertest.Kubeconfig(t),
+		"POOLS_FILE": cfg.PoolsFile, "OTTO_AGENT_IMAGE": cfg.OttoAgentImage,
+		"QUEUE_ADDR": cfg.QueueAddr, "HEALTH_ADDR": cfg.HealthAddr, "LOG_LEVEL": "error",
+	} {
+		t.Setenv(name, value)
+	}
+	var stderr bytes.Buffer
+	if code := daemon.Main(&stderr, nil, run); code != 2 {
+		t.Errorf("exit code = %d, want 2", code)
+	}
+	said := stderr.String()
+	for _, want := range []string{"NAMESPACE: " + s.Namespace + " belongs to user jinwoo (instance ottoscaler", "delete lease " + worker.OwnerLease} {
+		if !strings.Contains(said, want) || strings.Count(said, "\n") != 1 {
+			t.Errorf("it says %q, want one line with %q", said, want)
+		}
+	}
+	lease, err := s.Leases().Leases(s.Namespace).Get(t.Context(), worker.OwnerLease, metav1.GetOptions{})
+	if err != nil || *lease.Spec.HolderIdentity != "jinwoo" {
+		t.Errorf("the namespace is not jinwoo's any more: %v, %v", lease, err)
 	}
 }
 

@@ -58,18 +58,26 @@ func (c *Consumer) claimGroup(ctx context.Context) error {
 	if c.cfg.Owner == (Owner{}) {
 		return nil
 	}
-	key := OwnerKey(c.cfg.Stream, c.cfg.Group)
+	// Reading comes first: a Redis whose memory is full lets nobody write, not even
+	// what is there already.
+	if err := c.checkClaim(ctx); !errors.Is(err, redis.Nil) {
+		return err
+	}
 	value, err := json.Marshal(claim{c.cfg.Owner, time.Now().UTC().Truncate(time.Second)})
 	if err != nil {
 		return fmt.Errorf("claiming group %s: %w", c.cfg.Group, err)
 	}
-	if ours, err := c.rdb.SetNX(ctx, key, value, 0).Result(); err != nil || ours {
+	ours, err := c.rdb.SetNX(ctx, OwnerKey(c.cfg.Stream, c.cfg.Group), value, 0).Result()
+	if err != nil || ours {
 		return wrapClaim(c.cfg.Group, err)
 	}
+	return c.checkClaim(ctx) // somebody was quicker
+}
+
+// checkClaim returns nil if the group is ours, and redis.Nil, wrapped, if it is nobody's.
+func (c *Consumer) checkClaim(ctx context.Context) error {
+	key := OwnerKey(c.cfg.Stream, c.cfg.Group)
 	there, err := c.rdb.Get(ctx, key).Bytes()
-	if errors.Is(err, redis.Nil) {
-		return fmt.Errorf("claiming group %s: key %s was deleted meanwhile", c.cfg.Group, key) // the next try has it
-	}
 	if err != nil {
 		return wrapClaim(c.cfg.Group, err)
 	}

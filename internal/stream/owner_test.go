@@ -140,3 +140,33 @@ func TestTheClaimWaitsForARedisThatIsAway(t *testing.T) {
 	}
 	eventually(t, "it is ready", func() bool { return m.healthErr() == nil })
 }
+
+func TestAGroupTakenOverWhileNobodyCouldActIsNotReadAnyMore(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	m := w.join("first", owner(jinwoo), reclaimAfter(2*time.Second))
+	ended := make(chan error, 1)
+	go func() { ended <- m.Run(t.Context()) }()
+	eventually(t, "it has the group", func() bool { return m.healthErr() == nil })
+	time.Sleep(time.Second) // it waits for credit, longer than a beat
+	pipe := w.rdb.TxPipeline()
+	pipe.FlushAll(t.Context())
+	pipe.Set(t.Context(), stream.OwnerKey(events, group), `{"user":"minji","instance":"ottoscaler","since":"2026-01-01T00:00:00Z"}`, 0)
+	pipe.XGroupCreateMkStream(t.Context(), events, group, "0")
+	if _, err := pipe.Exec(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.up("theirs")
+	m.subscribe(1)
+	select {
+	case err := <-ended:
+		if err == nil || !strings.Contains(err.Error(), "minji") {
+			t.Errorf("it ended with %v, want whose the group is", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it goes on")
+	}
+	if n := w.pendingCount(); n != 0 {
+		t.Errorf("%d of their entries are pending with us", n)
+	}
+}

@@ -47,11 +47,19 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 	attempt.Progress()
 
 	c.requestReplay()
-	adopted := false
+	adopted, claimed := false, time.Now()
 	for {
 		credit, err := producer.Credit(ctx)
 		if err != nil {
 			return fmt.Errorf("waiting for the queue: %w", err)
+		}
+		// While we waited, the group may have been deleted and made again by somebody
+		// else. Redis does not tell the one from the other.
+		if time.Since(claimed) >= c.pace.beat {
+			if err := c.claimGroup(ctx); err != nil {
+				return err
+			}
+			claimed = time.Now()
 		}
 		if c.stoodBy.Swap(false) {
 			adopted = false // someone else may have been at work
