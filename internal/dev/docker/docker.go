@@ -63,6 +63,9 @@ func RunWith(ctx context.Context, in io.Reader, args ...string) (string, error) 
 // exit code is 1 for everything, so the text is all there is.
 func missing(said string) bool {
 	said = strings.ToLower(said)
+	if strings.Contains(said, "no such file or directory") { // the engine's socket, or a program
+		return false
+	}
 	return strings.Contains(said, "no such") || strings.Contains(said, "not found")
 }
 

@@ -156,6 +156,8 @@ func TestWhatDockerSaysBecomesARemedyOfOneLine(t *testing.T) {
 		"Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?":    "kind/engine up",
 		"permission denied while trying to connect to the Docker daemon socket at unix:///var/run/docker.sock": "group docker",
 		"error during connect: dial tcp 127.0.0.1:2375: connect: connection refused":                           "start Docker",
+		// Docker 29
+		"failed to connect to the docker API at unix:///var/run/docker.sock; check if the path is correct and if the daemon is running: dial unix /var/run/docker.sock: connect: no such file or directory": "start Docker",
 		"something nobody has seen before": "something nobody has seen before",
 	} {
 		err := explain(errors.New("docker version: exit status 1: " + said))

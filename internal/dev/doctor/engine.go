@@ -38,7 +38,7 @@ func explain(err error) error {
 		return errors.New("the Docker engine does not answer within 10 s: start it again")
 	case strings.Contains(err.Error(), "permission denied"):
 		return errors.New("the Docker engine does not let you in: add yourself to the group docker (sudo usermod -aG docker <you>) and log in again")
-	case strings.Contains(err.Error(), "Cannot connect") || strings.Contains(err.Error(), "connection refused"):
+	case strings.Contains(err.Error(), "Cannot connect") || strings.Contains(err.Error(), "failed to connect to the docker API") || strings.Contains(err.Error(), "connection refused"):
 		return errors.New("no Docker engine answers: start Docker (on a Debian machine without one, as root: kind/engine up)")
 	default:
 		return fmt.Errorf("no Docker engine answers: %w", err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -57,6 +58,8 @@ func Follow(ctx context.Context, opts Options) error {
 	}
 	var group sync.WaitGroup
 	defer group.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // before the wait: what is refused late ends the followers too
 	for {
 		err := v.look(ctx, &group)
 		if errors.Is(err, errNoContainer) {
@@ -91,6 +94,7 @@ type view struct {
 var (
 	errNoPod       = errors.New("there is no main pod")
 	errNoContainer = errors.New("no such container")
+	errNotStarted  = errors.New("waiting for")
 )
 
 // stateOf puts into words what keeps the view from showing anything, or "".
@@ -100,6 +104,8 @@ func (v *view) stateOf(err error) string {
 		return ""
 	case errors.Is(err, errNoPod):
 		return "waiting for the main pod in namespace " + v.Namespace + " (make deploy starts it)"
+	case errors.Is(err, errNotStarted):
+		return err.Error()
 	default:
 		return "the cluster does not answer, trying again: " + err.Error()
 	}
@@ -148,34 +154,63 @@ func (v *view) look(ctx context.Context, group *sync.WaitGroup) error {
 		v.printer.note("pod " + pod.Name + " takes over")
 	}
 	v.shown = pod.UID
+	var late []string
 	for _, status := range pod.Status.ContainerStatuses {
 		in := instance{pod.UID, status.Name, status.RestartCount}
-		if !v.wants(status.Name) || v.followed[in] || status.State.Running == nil && status.State.Terminated == nil {
+		if !v.wants(status.Name) || v.followed[in] {
+			continue
+		}
+		if waiting := status.State.Waiting; waiting != nil && !backsOff(status) {
+			if waiting.Reason != "ContainerCreating" && waiting.Reason != "PodInitializing" {
+				late = append(late, strings.TrimSpace(status.Name+": "+waiting.Reason+" "+waiting.Message))
+			}
 			continue
 		}
 		known := v.followed[instance{pod.UID, status.Name, status.RestartCount - 1}]
 		v.followed[in] = true
 		group.Go(func() {
-			if status.RestartCount > 0 && !known {
+			switch {
+			case backsOff(status):
+				v.printer.note(endOf(status) + " and waits to be started again; its last words:")
+			case known:
+				v.printer.note(endOf(status) + " and was started again")
+			case status.RestartCount > 0:
 				v.previous(ctx, pod, status)
 			}
 			v.follow(ctx, pod.Name, in)
 		})
 	}
+	if len(late) > 0 {
+		return fmt.Errorf("%w %s", errNotStarted, strings.Join(late, "; "))
+	}
 	return nil
+}
+
+// backsOff tells whether a container that ended waits for its next life. Until then
+// its log and its previous log are the same one.
+func backsOff(status corev1.ContainerStatus) bool {
+	return status.State.Waiting != nil && status.LastTerminationState.Terminated != nil
+}
+
+// endOf says how the instance before this one ended.
+func endOf(status corev1.ContainerStatus) string {
+	end := status.LastTerminationState.Terminated
+	if end == nil {
+		return status.Name + " ended"
+	}
+	return fmt.Sprintf("%s ended with exit code %d (%s)", status.Name, end.ExitCode, end.Reason)
 }
 
 // previous shows the end of the instance before this one.
 func (v *view) previous(ctx context.Context, pod *corev1.Pod, status corev1.ContainerStatus) {
 	lines := int64(previousLines)
-	if end := status.LastTerminationState.Terminated; end != nil {
-		v.printer.note(fmt.Sprintf("%s ended with exit code %d (%s) and was started again; its last words:", status.Name, end.ExitCode, end.Reason))
-	}
+	v.printer.note(endOf(status) + " and was started again; its last words:")
 	_ = v.read(ctx, pod.Name, &corev1.PodLogOptions{Container: status.Name, Previous: true, TailLines: &lines}, func(l line) { v.printer.print(l) }) // the kubelet may not have them any more
 }
 
 // follow shows one instance to its end. When the stream breaks it is opened again
-// behind the last line that was shown.
+// behind the last line that was shown. Only a reading that began after the end and
+// came to its own end has everything.
 func (v *view) follow(ctx context.Context, pod string, in instance) {
 	var last cursor
 	options := &corev1.PodLogOptions{Container: in.container, Follow: true}
@@ -183,14 +218,23 @@ func (v *view) follow(ctx context.Context, pod string, in instance) {
 		options.TailLines = &v.Tail
 	}
 	for {
-		last.rewind()
-		err := v.read(ctx, pod, options, func(l line) {
-			if last.isNew(l.stamp) {
-				v.printer.print(l)
-			}
-		})
-		if ctx.Err() != nil || err == nil && v.ended(ctx, pod, in) {
+		now := v.phaseOf(ctx, pod, in)
+		switch now {
+		case gone:
 			return
+		case replaced:
+			options.Previous, options.Follow = true, false
+		}
+		if now != unknown {
+			last.rewind()
+			err := v.read(ctx, pod, options, func(l line) {
+				if last.isNew(l.stamp) {
+					v.printer.print(l)
+				}
+			})
+			if now == replaced || now == ended && err == nil {
+				return // a log before the last one may be gone: it is asked for once
+			}
 		}
 		if !last.at.IsZero() {
 			since := metav1.NewTime(last.at)
@@ -201,48 +245,77 @@ func (v *view) follow(ctx context.Context, pod string, in instance) {
 			return
 		case <-time.After(lookEvery):
 		}
-		if v.ended(ctx, pod, in) && err != nil {
-			return
-		}
 	}
 }
 
-// ended tells whether an instance writes no more.
-func (v *view) ended(ctx context.Context, pod string, in instance) bool {
+// A phase is where an instance is in its life.
+type phase int
+
+const (
+	unknown  phase = iota // the API server does not answer
+	alive                 // it may write more
+	ended                 // it writes no more, and its log is the container's
+	replaced              // the next instance runs, and its log is the previous one
+	gone                  // nothing can be read of it
+)
+
+func (v *view) phaseOf(ctx context.Context, pod string, in instance) phase {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
 	p, err := v.Client.CoreV1().Pods(v.Namespace).Get(ctx, pod, metav1.GetOptions{})
-	if err != nil {
-		return strings.Contains(err.Error(), "not found")
+	switch {
+	case apierrors.IsNotFound(err):
+		return gone
+	case err != nil:
+		return unknown
+	case p.UID != in.pod:
+		return gone
 	}
 	for _, status := range p.Status.ContainerStatuses {
-		if status.Name == in.container {
-			return p.UID != in.pod || status.RestartCount != in.restarts || status.State.Terminated != nil
+		if status.Name != in.container {
+			continue
+		}
+		switch {
+		case status.RestartCount == in.restarts && status.State.Running != nil:
+			return alive
+		case status.RestartCount == in.restarts:
+			return ended
+		case status.RestartCount == in.restarts+1 && !backsOff(status):
+			return replaced
 		}
 	}
-	return true
+	return gone
 }
 
 // A cursor tells lines that were shown from new ones when a log is read again from
 // a whole second on, which is what the API offers.
 type cursor struct {
-	at    time.Time // of the last line that was shown
+	at    time.Time // the latest time of a line that was shown
 	lines int       // that were shown with that time
 	seen  int       // of those, in this reading
+	again bool      // this reading has not come past them yet
 }
 
-func (c *cursor) rewind() { c.seen = 0 }
+func (c *cursor) rewind() { c.seen, c.again = 0, !c.at.IsZero() }
 
+// isNew tells whether a line is to be shown. What comes behind the last line that
+// was shown is new whatever its time: standard output and error are stamped apart.
 func (c *cursor) isNew(stamp time.Time) bool {
-	switch {
-	case stamp.Before(c.at):
-		return false
-	case stamp.Equal(c.at):
-		c.seen++
-		if c.seen <= c.lines {
+	if c.again {
+		if stamp.Before(c.at) {
 			return false
 		}
+		if stamp.Equal(c.at) && c.seen < c.lines {
+			c.seen++
+			return false
+		}
+		c.again = false
+	}
+	switch {
+	case stamp.After(c.at):
+		c.at, c.lines = stamp, 1
+	case stamp.Equal(c.at):
 		c.lines++
-	default:
-		c.at, c.lines, c.seen = stamp, 1, 1
 	}
 	return true
 }
@@ -301,12 +374,14 @@ func (v *view) print(ctx context.Context) error {
 			options.TailLines = &v.Tail
 		}
 		collect := func(l line) { lines = append(lines, l) }
-		if status.RestartCount > 0 {
+		if status.RestartCount > 0 && !backsOff(status) {
 			before := options.DeepCopy()
 			before.Previous = true
 			_ = v.read(ctx, pod.Name, before, collect) // the kubelet may not have them any more
 		}
-		if status.State.Waiting != nil && status.RestartCount == 0 {
+		if backsOff(status) {
+			v.printer.note(endOf(status) + " and waits to be started again: " + status.State.Waiting.Reason)
+		} else if status.State.Waiting != nil {
 			v.printer.note(status.Name + " has not started: " + status.State.Waiting.Reason + " " + status.State.Waiting.Message)
 			continue
 		}

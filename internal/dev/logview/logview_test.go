@@ -26,6 +26,7 @@ type api struct {
 	logs map[string][]string // by pod/container, or pod/container/previous
 	cut  int                 // how many lines a followed log gives before it breaks; 0: all
 	away bool
+	done bool // the containers write no more, so that a followed log ends
 	out  strings.Builder
 }
 
@@ -67,7 +68,7 @@ func (a *api) log(w http.ResponseWriter, r *http.Request, pod string, cut int) {
 	follow := r.URL.Query().Get("follow") == "true"
 	for next := 0; ; {
 		a.mu.Lock()
-		lines := a.logs[key]
+		lines, done := a.logs[key], a.done
 		a.mu.Unlock()
 		for ; next < len(lines); next++ {
 			at, _ := time.Parse(time.RFC3339Nano, strings.Fields(lines[next])[0])
@@ -80,7 +81,7 @@ func (a *api) log(w http.ResponseWriter, r *http.Request, pod string, cut int) {
 				panic(http.ErrAbortHandler) // the connection breaks
 			}
 		}
-		if !follow {
+		if !follow || done {
 			return
 		}
 		select {
@@ -288,4 +289,97 @@ func TestLinesOfAnyLengthAreShownWhole(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.shows(t, "scaler    │ "+long)
+}
+
+// waits returns a pod whose scaler waits; a kubelet gives such a container's last
+// log both as its log and as its previous one.
+func waits(reason string, restarts int32) corev1.Pod {
+	p := mainPod("p", 0, restarts)
+	p.Status.ContainerStatuses[1].State = corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason}}
+	return p
+}
+
+func TestAContainerThatBacksOffShowsItsLastWordsOnce(t *testing.T) {
+	for name, row := range map[string]struct {
+		follow bool
+		note   string
+	}{
+		"following":     {true, "── scaler ended with exit code 2 (Error) and waits to be started again; its last words:"},
+		"not following": {false, "── scaler ended with exit code 2 (Error) and waits to be started again: CrashLoopBackOff"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, opts := newAPI(t, waits("CrashLoopBackOff", 3))
+			opts.Containers = []string{"scaler"}
+			a.logs["p/scaler"] = []string{stamp(1) + " why"}
+			a.logs["p/scaler/previous"] = a.logs["p/scaler"]
+			a.done = true
+			if row.follow {
+				follow(t, opts)
+			} else if err := Follow(t.Context(), opts); err != nil {
+				t.Fatal(err)
+			}
+			a.shows(t, row.note, "scaler    │ why")
+			time.Sleep(3 * lookEvery)
+			a.shows(t, row.note, "scaler    │ why")
+		})
+	}
+}
+
+func TestAContainerThatCannotStartSaysWhyOnce(t *testing.T) {
+	a, opts := newAPI(t, waits("ImagePullBackOff", 0))
+	opts.Containers = []string{"scaler"}
+	follow(t, opts)
+	a.shows(t, "── waiting for scaler: ImagePullBackOff")
+	time.Sleep(3 * lookEvery)
+	a.shows(t, "── waiting for scaler: ImagePullBackOff")
+}
+
+func TestLastWordsSurviveABrokenConnection(t *testing.T) {
+	whole := []string{stamp(1) + " a", stamp(2) + " b", stamp(3) + " panic", stamp(4) + " why"}
+	ended := mainPod("p", 0, 0)
+	ended.Status.ContainerStatuses[1].State = corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 2}}
+	for name, row := range map[string]struct {
+		pod         corev1.Pod
+		log, before []string
+		want        []string
+	}{
+		"and it stays ended":      {ended, whole, nil, []string{"a", "b", "panic", "why"}},
+		"and it is started again": {mainPod("p", 0, 1), []string{stamp(9) + " next"}, whole, []string{"a", "b", "next", "panic", "why"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, opts := newAPI(t, mainPod("p", 0, 0))
+			opts.Containers = []string{"scaler"}
+			a.cut, a.logs["p/scaler"] = 2, whole
+			follow(t, opts)
+			eventually(t, func() bool { return strings.Contains(a.String(), "│ b\n") })
+			a.change(func() {
+				a.cut, a.pods = 0, []corev1.Pod{row.pod}
+				a.logs["p/scaler"], a.logs["p/scaler/previous"] = row.log, row.before
+			})
+			for _, text := range row.want {
+				eventually(t, func() bool { return strings.Contains(a.String(), "│ "+text+"\n") })
+			}
+			time.Sleep(3 * lookEvery)
+			for _, text := range row.want {
+				if n := strings.Count(a.String(), "│ "+text+"\n"); n != 1 {
+					t.Errorf("%q is shown %d times:\n%s", text, n, a.String())
+				}
+			}
+		})
+	}
+}
+
+func TestALineWithAnEarlierTimeIsShownToo(t *testing.T) {
+	a, opts := newAPI(t, mainPod("p", 0, 0))
+	opts.Containers = []string{"scaler"}
+	a.logs["p/scaler"] = []string{stamp(5) + " to stderr", stamp(4) + " to stdout"}
+	follow(t, opts)
+	a.shows(t, "scaler    │ to stderr", "scaler    │ to stdout")
+}
+
+func TestANullAttributeIsShownAsNull(t *testing.T) {
+	got := newPrinter(Options{}).readable(`{"time":"2026-01-01T00:00:00Z","level":"INFO","msg":"hello","err":null}`)
+	if !strings.HasSuffix(got, "hello err=null") {
+		t.Errorf("got %q", got)
+	}
 }

@@ -110,7 +110,7 @@ func (p *printer) readable(text string) string {
 		if err := decoder.Decode(&value); err != nil {
 			return text
 		}
-		if json.Unmarshal(value, &attribute) != nil { // not a string
+		if value[0] != '"' || json.Unmarshal(value, &attribute) != nil { // not a string
 			attribute = string(bytes.TrimSpace(value))
 		} else if name != "msg" && strings.ContainsAny(attribute, " \t\n\"=") {
 			attribute = string(value)
