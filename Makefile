@@ -106,7 +106,7 @@ setup-user: ## Make it, or what is missing of it: network, Redis, log server, ki
 
 .PHONY: deploy
 deploy: ## Build what changed, load it, install or upgrade the release, wait
-	@$(OTTODEV) deploy
+	@GO="$(GO)" scripts/deploy
 
 .PHONY: test-event
 test-event: ## Send an event (ENV_FILE=.env.you.local ARGS="--type scale_down --task t1 --wait")

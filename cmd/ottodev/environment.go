@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/term"
 
@@ -54,7 +55,11 @@ func (c *setupUserCommand) Run(ctx context.Context) error {
 	return developer.New(root, os.Stdout).SetUp(ctx, c.User)
 }
 
-type deployCommand struct{ whose }
+type deployCommand struct {
+	whose
+	Compiled bool    `help:"The programs lie in build/images/bin, compiled."`
+	Begin    float64 `help:"When the wait for this began, in Unix seconds." placeholder:"SECONDS"`
+}
 
 // Run builds, loads and installs.
 func (c *deployCommand) Run(ctx context.Context) error {
@@ -62,7 +67,11 @@ func (c *deployCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return w.Deploy(ctx, e)
+	how := developer.Deployment{Compiled: c.Compiled}
+	if c.Begin > 0 {
+		how.Begin = time.UnixMicro(int64(c.Begin * 1e6))
+	}
+	return w.Deploy(ctx, e, how)
 }
 
 type statusCommand struct{ whose }

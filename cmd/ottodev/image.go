@@ -19,7 +19,7 @@ func (c *imageCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	built, err := image.Build(ctx, root, c.Dir, c.Tag, nil, image.Ottoscaler, image.Agent)
+	built, err := image.Build(ctx, root, c.Dir, c.Tag, image.Ottoscaler, image.Agent)
 	if err != nil {
 		return err
 	}

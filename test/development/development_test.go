@@ -528,8 +528,11 @@ func runPod(t *testing.T, client kubernetes.Interface, namespace, image, script 
 	return strings.TrimSpace(string(out))
 }
 
-// checkInnerLoop changes a line of each program in turn and deploys it.
+// checkInnerLoop changes a line of each program in turn and deploys it: that very
+// container is replaced, and nothing else of the main pod.
 func checkInnerLoop(t *testing.T, c checkout) {
+	e, client := c.open(t, jinwoo)
+	main := func() corev1.Pod { return mainPod(t, client, e.Vars[environment.Namespace]) }
 	for program, message := range map[string]string{"consumer": `"consuming"`, "scaler": `"ready to scale"`, "log-relay": `"relaying logs"`} {
 		file := filepath.Join(c.root, "cmd", program, "main.go")
 		code, err := os.ReadFile(file)
@@ -543,11 +546,51 @@ func checkInnerLoop(t *testing.T, c checkout) {
 		if err := os.WriteFile(file, edited, 0o644); err != nil {
 			t.Fatal(err)
 		}
+		before := main()
 		start := time.Now()
 		out := c.must(t, "deploy", "USER="+jinwoo)
 		t.Logf("edit of %s to running: %.1f s\n%s", program, time.Since(start).Seconds(), out)
+		contains(t, "what deploy prints", out, program+" replaced")
 		contains(t, "the log of "+program, c.must(t, "logs", "USER="+jinwoo, "C="+program, "ARGS=--no-follow"), strings.Trim(message, `"`)+" with an edit")
+		after := main()
+		if before.UID != after.UID {
+			t.Errorf("the main pod was replaced as a whole: %s by %s", before.Name, after.Name)
+		}
+		for i, was := range before.Status.ContainerStatuses {
+			if is := after.Status.ContainerStatuses[i]; (was.ContainerID != is.ContainerID) != (is.Name == program) {
+				t.Errorf("after an edit of %s, container %s: was %s, is %s", program, is.Name, was.ContainerID, is.ContainerID)
+			}
+		}
 	}
+	contains(t, "what deploy prints without an edit", c.must(t, "deploy", "USER="+jinwoo), "nothing has changed")
+
+	values, err := os.ReadFile(e.ValuesFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(e.ValuesFile(), append(values, "podLabels: {edited: \"yes\"}\n"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.must(t, "deploy", "USER="+jinwoo)
+	if after := main(); after.Labels["edited"] != "yes" {
+		t.Errorf("after an edit of the values, the main pod has the labels %v", after.Labels)
+	}
+	contains(t, "the log of a whole new pod", c.must(t, "logs", "USER="+jinwoo, "C=scaler", "ARGS=--no-follow"), "with an edit")
+}
+
+// mainPod returns the main pod of a developer's installation, of which there is one.
+func mainPod(t *testing.T, client kubernetes.Interface, namespace string) corev1.Pod {
+	t.Helper()
+	pods, err := client.CoreV1().Pods(namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pods.Items = slices.DeleteFunc(pods.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil })
+	if len(pods.Items) != 1 {
+		t.Fatalf("main pods: got %d, want 1", len(pods.Items))
+	}
+	slices.SortFunc(pods.Items[0].Status.ContainerStatuses, func(a, b corev1.ContainerStatus) int { return strings.Compare(a.Name, b.Name) })
+	return pods.Items[0]
 }
 
 // processes returns the processes of this machine, by pid and command line.

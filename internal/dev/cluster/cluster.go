@@ -113,11 +113,20 @@ func Open(opts Options) *Cluster {
 
 // Load makes image archives known to every node.
 func (c *Cluster) Load(ctx context.Context, archives ...string) error {
+	inventory, err := c.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	return c.LoadBeside(ctx, inventory, archives...)
+}
+
+// LoadBeside is Load where the inventory has been made already.
+func (c *Cluster) LoadBeside(ctx context.Context, inventory *Inventory, archives ...string) error {
 	switch c.Kind {
 	case Source:
 		return c.source(ctx, nil, append([]string{"load"}, archives...)...)
 	case InDocker:
-		return c.kindLoad(ctx, archives)
+		return inventory.kindLoad(ctx, archives)
 	default:
 		return errors.New("images are not loaded into a cluster that is not ours")
 	}

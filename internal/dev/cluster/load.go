@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -16,21 +17,46 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/docker"
 )
 
+// An Inventory is what the nodes of a kind cluster have of images, when it was made.
+type Inventory struct {
+	nodes []string
+	has   []string // of each node: its list of images, and its blobs
+}
+
+// Inventory looks what the nodes have. Who knows beforehand that images are to be
+// loaded can have it made while they are built. Of other clusters it is nil.
+func (c *Cluster) Inventory(ctx context.Context) (*Inventory, error) {
+	if c.Kind != InDocker {
+		return nil, nil
+	}
+	nodes, err := c.kindNodes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(nodes) == 0 {
+		return nil, fmt.Errorf("loading images: there is no cluster %s", c.opts.Name)
+	}
+	inventory := &Inventory{nodes, make([]string, len(nodes))}
+	var group errgroup.Group
+	for i, node := range nodes {
+		group.Go(func() (err error) {
+			// containerd's folder of blobs answers sooner than `ctr content ls`. It may show
+			// more than the namespace knows; then the import fails, and all is sent.
+			inventory.has[i], err = docker.Run(ctx, "exec", node, "sh", "-c", "ctr --namespace=k8s.io images ls && { ls "+blobs+" 2>/dev/null || true; }")
+			return err
+		})
+	}
+	return inventory, group.Wait()
+}
+
 // kindLoad makes archives known to the nodes of a kind cluster. Layers that a
 // node has are not sent again, so that a change of one program costs one layer,
 // and an image that is there already costs nothing.
-func (c *Cluster) kindLoad(ctx context.Context, archives []string) error {
-	nodes, err := c.kindNodes(ctx)
-	if err != nil {
-		return err
-	}
-	if len(nodes) == 0 {
-		return fmt.Errorf("loading images: there is no cluster %s", c.opts.Name)
-	}
+func (inventory *Inventory) kindLoad(ctx context.Context, archives []string) error {
 	var group errgroup.Group
-	for _, node := range nodes {
+	for i, node := range inventory.nodes {
 		group.Go(func() error {
-			if err := loadInto(ctx, node, archives); err != nil {
+			if err := loadInto(ctx, node, inventory.has[i], archives); err != nil {
 				return fmt.Errorf("loading images into %s: %w", node, err)
 			}
 			return nil
@@ -39,14 +65,8 @@ func (c *Cluster) kindLoad(ctx context.Context, archives []string) error {
 	return group.Wait()
 }
 
-// loadInto loads archives into one node.
-func loadInto(ctx context.Context, node string, archives []string) error {
-	// containerd's folder of blobs answers sooner than `ctr content ls`. It may show
-	// more than the namespace knows; then the import fails, and all is sent.
-	has, err := docker.Run(ctx, "exec", node, "sh", "-c", "ctr --namespace=k8s.io images ls && { ls "+blobs+" 2>/dev/null || true; }")
-	if err != nil {
-		return err
-	}
+// loadInto loads archives into a node that has some images.
+func loadInto(ctx context.Context, node, has string, archives []string) error {
 	for _, archive := range archives {
 		index, err := readIndex(archive)
 		if err != nil {
@@ -70,11 +90,28 @@ func loadInto(ctx context.Context, node string, archives []string) error {
 		if err != nil {
 			return err
 		}
-		// Each image has a second name, its ID, by which the node would keep it for
-		// good: kind's kubelets collect no images.
-		if old := former(has, index); len(old) > 0 {
+	}
+	return nil
+}
+
+// Forget has the nodes of a kind cluster let go of all images of a repository but
+// those of the names to keep. kind's kubelets collect no images.
+func (c *Cluster) Forget(ctx context.Context, repository string, keep ...string) error {
+	if c.Kind != InDocker {
+		return nil
+	}
+	nodes, err := c.kindNodes(ctx)
+	if err != nil {
+		return err
+	}
+	for _, node := range nodes {
+		has, err := docker.Run(ctx, "exec", node, "ctr", "--namespace=k8s.io", "images", "ls")
+		if err != nil {
+			return err
+		}
+		if old := former(has, repository, keep); len(old) > 0 {
 			if _, err := docker.Run(ctx, append([]string{"exec", node, "ctr", "--namespace=k8s.io", "images", "rm"}, old...)...); err != nil {
-				return fmt.Errorf("removing former images: %w", err)
+				return fmt.Errorf("removing former images from %s: %w", node, err)
 			}
 		}
 	}
@@ -84,25 +121,33 @@ func loadInto(ctx context.Context, node string, archives []string) error {
 // blobs is where containerd keeps content, by the hash.
 const blobs = "/var/lib/containerd/io.containerd.content.v1.content/blobs/sha256"
 
-// former returns the IDs, in a node's list of images, of those that had the names
-// of the index before it.
-func former(images string, index v1.IndexManifest) []string {
-	digests := map[string]bool{}
-	for line := range strings.Lines(images) {
-		fields := strings.Fields(line)
-		for _, m := range index.Manifests {
-			if len(fields) >= 3 && fields[0] == m.Annotations[imageName] && fields[2] != m.Digest.String() {
-				digests[fields[2]] = true
-			}
+// former returns the names, in a node's list of images, of those of a repository
+// that none of the names to keep stands for. Each image also has its ID for a name.
+func former(images, repository string, keep []string) (names []string) {
+	type line struct{ name, digest string }
+	var lines []line
+	kept, old := map[string]bool{}, map[string]bool{}
+	for text := range strings.Lines(images) {
+		fields := strings.Fields(text)
+		if len(fields) < 3 {
+			continue
+		}
+		l := line{fields[0], fields[2]}
+		lines = append(lines, l)
+		if slices.Contains(keep, l.name) {
+			kept[l.digest] = true
+		} else if strings.HasPrefix(l.name, repository+":") {
+			old[l.digest] = true
 		}
 	}
-	var ids []string
-	for line := range strings.Lines(images) {
-		if fields := strings.Fields(line); len(fields) >= 3 && digests[fields[2]] && strings.HasPrefix(fields[0], "sha256:") {
-			ids = append(ids, fields[0])
+	for _, l := range lines {
+		tag := strings.HasPrefix(l.name, repository+":") && !slices.Contains(keep, l.name)
+		id := strings.HasPrefix(l.name, "sha256:") && old[l.digest] && !kept[l.digest]
+		if tag || id {
+			names = append(names, l.name)
 		}
 	}
-	return ids
+	return names
 }
 
 // known tells whether a node's list of images has each image of the index under

@@ -41,13 +41,31 @@ func TestAnImageIsKnownByItsNameAndItsDigest(t *testing.T) {
 	}
 }
 
-func TestOnlyTheFormerImageOfTheSameNameIsLetGo(t *testing.T) {
-	if got, want := former(listing, index("example.test/main:dev", "3333")), []string{"sha256:aaaa"}; !slices.Equal(got, want) {
-		t.Errorf("after another image: got %v, want %v", got, want)
-	}
-	for _, same := range []v1.IndexManifest{index("example.test/main:dev", "1111"), index("example.test/new:dev", "3333")} {
-		if got := former(listing, same); len(got) > 0 {
-			t.Errorf("after an image that takes no one's place: got %v, want none", got)
+func TestOnlyImagesThatNoNameIsKeptOfAreForgotten(t *testing.T) {
+	const listing = `REF                         TYPE                                       DIGEST      PLATFORMS
+example.test/main:dev       application/vnd.oci.image.manifest.v1+json sha256:3333 linux/amd64
+example.test/main:dev-3333  application/vnd.oci.image.manifest.v1+json sha256:3333 linux/amd64
+example.test/main:dev-2222  application/vnd.oci.image.manifest.v1+json sha256:2222 linux/amd64
+example.test/main:dev-1111  application/vnd.oci.image.manifest.v1+json sha256:1111 linux/amd64
+example.test/mainly:dev     application/vnd.oci.image.manifest.v1+json sha256:4444 linux/amd64
+sha256:cccc                 application/vnd.oci.image.manifest.v1+json sha256:3333 linux/amd64
+sha256:bbbb                 application/vnd.oci.image.manifest.v1+json sha256:2222 linux/amd64
+sha256:aaaa                 application/vnd.oci.image.manifest.v1+json sha256:1111 linux/amd64
+sha256:dddd                 application/vnd.oci.image.manifest.v1+json sha256:4444 linux/amd64
+`
+	for _, row := range []struct {
+		what string
+		keep []string
+		want []string
+	}{
+		{"one that a container still runs", []string{"example.test/main:dev", "example.test/main:dev-3333", "example.test/main:dev-2222"},
+			[]string{"example.test/main:dev-1111", "sha256:aaaa"}},
+		{"the newest alone", []string{"example.test/main:dev"},
+			[]string{"example.test/main:dev-3333", "example.test/main:dev-2222", "example.test/main:dev-1111", "sha256:bbbb", "sha256:aaaa"}},
+		{"all", []string{"example.test/main:dev", "example.test/main:dev-3333", "example.test/main:dev-2222", "example.test/main:dev-1111"}, nil},
+	} {
+		if got := former(listing, "example.test/main", row.keep); !slices.Equal(got, row.want) {
+			t.Errorf("keeping %s: got %v, want %v", row.what, got, row.want)
 		}
 	}
 }

@@ -8,12 +8,11 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
 	"github.com/ottoscaler/ottoscaler/internal/dev/docker"
@@ -30,83 +29,126 @@ const (
 )
 
 // Deploy builds Ottoscaler, loads what changed into the user's cluster and
-// installs or upgrades the release there.
-//
-// The old main pod is told to go as soon as the programs compile, and not when the
-// new one is ready to come: the chart replaces one by the other in any case, and
-// meanwhile events wait in Redis.
-func (w *Workplace) Deploy(ctx context.Context, e *environment.Environment) (err error) {
-	client, err := w.Client(e)
-	if err != nil {
+// installs or upgrades the release there. Where nothing but programs has changed,
+// only their containers are replaced, and the main pod stays.
+func (w *Workplace) Deploy(ctx context.Context, e *environment.Environment, how Deployment) error {
+	if !how.Begin.IsZero() {
+		w.steps.begin = how.Begin
+	}
+	if _, err := w.Client(e); err != nil {
 		return err
 	}
-	main := mainPod{client, e.Vars[environment.Namespace]}
-	var built []image.Built
-	if err := w.steps.do("build", func() (_ string, err error) {
-		if built, err = w.build(ctx, func() { main.stop(ctx) }); err != nil {
-			return "", err
-		}
-		return built[0].Digest, nil
-	}); err != nil {
-		return errors.Join(err, main.start(ctx))
-	}
-	if err := w.steps.do("load", func() (string, error) {
-		c := cluster.Open(w.clusterOptions(e))
-		return "into cluster " + e.Vars[environment.KindCluster], c.Load(ctx, built[0].Archive, built[1].Archive)
-	}); err != nil {
-		return errors.Join(err, main.start(ctx))
-	}
+	c := cluster.Open(w.clusterOptions(e))
 	options := w.release(e)
-	// The tag stays the same when the image changes; this makes a new pod of it.
-	options.SetString = append(options.SetString, `podAnnotations.ottoscaler\.dev/image-digest=`+built[0].Digest)
-	if err := w.steps.do("release", func() (string, error) {
-		return fmt.Sprintf("%s in namespace %s is ready", releaseName, options.Namespace), release.Apply(ctx, options)
+	// What the cluster has is asked while the images are made.
+	var (
+		asking    errgroup.Group
+		inventory *cluster.Inventory
+		current   bool
+	)
+	asking.Go(func() (err error) { inventory, err = c.Inventory(ctx); return err })
+	asking.Go(func() (err error) { current, err = release.Current(options); return err })
+	built, err := w.build(ctx, how.Compiled)
+	if err := errors.Join(err, asking.Wait()); err != nil {
+		return err
+	}
+	product, agent := built[0], built[1]
+	if err := w.steps.do("load", func() (string, error) {
+		return "into cluster " + e.Vars[environment.KindCluster], c.LoadBeside(ctx, inventory, product.Archive, agent.Archive)
 	}); err != nil {
-		return errors.Join(err, main.start(ctx))
+		return err
+	}
+	if err := w.steps.do("release", func() (string, error) { return roll(ctx, options, current, product) }); err != nil {
+		return err
 	}
 	w.steps.say("running %.1f s after the start. Next:", time.Since(w.steps.begin).Seconds())
 	w.steps.say("  make logs USER=%s                              what the main pod says", e.Slug)
 	w.steps.say("  ENV_FILE=%s make test-event ARGS=--wait", filepath.Base(e.File()))
 	w.steps.say("  make status USER=%s                            Redis, cluster, release, workers, backlog", e.Slug)
-	return nil
+	return w.forget(ctx, e, c, product, agent)
 }
 
-// A mainPod is what deploying replaces.
-type mainPod struct {
-	client    kubernetes.Interface
-	namespace string
+// A Deployment says how to deploy.
+type Deployment struct {
+	// Begin is when the developer's wait began; zero means now.
+	Begin time.Time
+	// Compiled tells that the programs have been compiled already, by the caller.
+	Compiled bool
 }
 
-// stop tells the main pod to go, if there is one. That it did not work is no
-// error: the upgrade does it then.
-func (m mainPod) stop(ctx context.Context) { _ = m.scale(ctx, 0) }
-
-// start undoes stop when deploying came to nothing.
-func (m mainPod) start(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer cancel()
-	return m.scale(ctx, 1)
+// build makes the images. With BASE_IMAGE or BUILD_IMAGE the engine does it, by
+// the Dockerfile; else they are made here, where Go knows what has changed.
+func (w *Workplace) build(ctx context.Context, compiled bool) (built []image.Built, err error) {
+	make := func() ([]image.Built, error) {
+		return image.Build(ctx, w.Root, w.imageDir(), imageTag, image.Ottoscaler, image.Agent)
+	}
+	if compiled {
+		w.steps.say("[%5.1f s] compile", time.Since(w.steps.begin).Seconds())
+		make = func() ([]image.Built, error) {
+			return image.Pack(ctx, w.imageDir(), imageTag, image.Ottoscaler, image.Agent)
+		}
+	}
+	if os.Getenv("BASE_IMAGE") != "" || os.Getenv("BUILD_IMAGE") != "" {
+		make = func() ([]image.Built, error) { return w.buildInDocker(ctx) }
+	}
+	return built, w.steps.do("image", func() (string, error) {
+		built, err = make()
+		if err != nil {
+			return "", err
+		}
+		return built[0].Digest, nil
+	})
 }
 
-func (m mainPod) scale(ctx context.Context, replicas int) error {
-	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas)
-	_, err := m.client.AppsV1().Deployments(m.namespace).Patch(ctx, releaseName, types.MergePatchType, patch, metav1.PatchOptions{})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("scaling the main pod to %d: %w", replicas, err)
+// roll makes the release run the image. One that is current as for its chart and
+// values needs no more than other containers.
+func roll(ctx context.Context, options release.Options, current bool, product image.Built) (did string, err error) {
+	if current && product.Programs != nil {
+		replaced, err := release.Replace(ctx, options, product.Pinned, product.Programs)
+		if !errors.Is(err, release.ErrNoPod) {
+			return replacedText(replaced), err
+		}
+	}
+	// The tag stays the same when the image changes; the annotations make a new pod of it.
+	options.PodAnnotations = map[string]string{"ottoscaler.dev/image-digest": product.Digest}
+	for program, word := range product.Programs {
+		options.PodAnnotations[release.ProgramAnnotation(program)] = word
+	}
+	return fmt.Sprintf("%s in namespace %s is ready", releaseName, options.Namespace), release.Apply(ctx, options)
+}
+
+func replacedText(containers []string) string {
+	if len(containers) == 0 {
+		return "nothing has changed, the main pod is ready"
+	}
+	return strings.Join(containers, " and ") + " replaced in the main pod, which is ready"
+}
+
+// forget has the cluster let go of the images that nothing runs any more.
+func (w *Workplace) forget(ctx context.Context, e *environment.Environment, c *cluster.Cluster, built ...image.Built) error {
+	client, err := w.Client(e)
+	if err != nil {
+		return err
+	}
+	pods, err := client.CoreV1().Pods(e.Vars[environment.Namespace]).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("looking which images are in use: %w", err)
+	}
+	var used []string
+	for _, p := range pods.Items {
+		for _, container := range p.Spec.Containers {
+			used = append(used, container.Image)
+		}
+	}
+	for _, b := range built {
+		if err := c.Forget(ctx, b.Repository, append(used, b.Repository+":"+imageTag, b.Pinned)...); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
 func (w *Workplace) imageDir() string { return filepath.Join(w.Root, "build", "images") }
-
-// build makes the images. With BASE_IMAGE or BUILD_IMAGE the engine does it, by
-// the Dockerfile; else they are made here, where Go knows what has changed.
-func (w *Workplace) build(ctx context.Context, compiled func()) ([]image.Built, error) {
-	if os.Getenv("BASE_IMAGE") != "" || os.Getenv("BUILD_IMAGE") != "" {
-		return w.buildInDocker(ctx)
-	}
-	return image.Build(ctx, w.Root, w.imageDir(), imageTag, compiled, image.Ottoscaler, image.Agent)
-}
 
 // buildInDocker has the engine build the images and takes them out of it.
 func (w *Workplace) buildInDocker(ctx context.Context) ([]image.Built, error) {
@@ -128,7 +170,7 @@ func (w *Workplace) buildInDocker(ctx context.Context) ([]image.Built, error) {
 		if err != nil {
 			return nil, err
 		}
-		built = append(built, image.Built{Archive: archive, Digest: id})
+		built = append(built, image.Built{Archive: archive, Repository: r.Name, Digest: id})
 	}
 	return built, nil
 }

@@ -167,7 +167,7 @@ func redisClient(e *environment.Environment) *redis.Client {
 // ensureLogServer runs the reference log server, so that an installation has
 // somewhere to send its logs before the user runs a server of their own.
 func (w *Workplace) ensureLogServer(ctx context.Context, e *environment.Environment) (string, error) {
-	built, err := image.Build(ctx, w.Root, w.imageDir(), imageTag, nil, image.LogServer)
+	built, err := image.Build(ctx, w.Root, w.imageDir(), imageTag, image.LogServer)
 	if err != nil {
 		return "", err
 	}

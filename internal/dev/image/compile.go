@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"encoding/base64"
 	"encoding/json"
@@ -44,14 +45,42 @@ func recipe(title string, packages ...string) Recipe {
 	return Recipe{"ottoscaler.local/" + title, packages, map[string]string{"org.opencontainers.image.title": title}}
 }
 
-// A Built image is an archive, and the digest of the image in it.
-type Built struct{ Archive, Digest string }
+// A Built image is an archive, and what is in it.
+type Built struct {
+	// Archive is the path of the file.
+	Archive string
+	// Repository is the name of the image, without a tag.
+	Repository string
+	// Digest of the image's manifest.
+	Digest string
+	// Pinned is the name by which this very image is known where it is loaded:
+	// another one gets another name, while the tag moves on.
+	Pinned string
+	// Programs identify the programs in it, by their names: what has not changed has
+	// the same word as before.
+	Programs map[string]string
+}
 
-// Build compiles the programs of images as static binaries and writes an archive
-// for each image to dir. The programs are kept in dir/bin: what has not changed
-// since is not linked again. Two builds in one folder take turns. The compiled
-// function, if there is one, is called between compiling and writing.
-func Build(ctx context.Context, repoRoot, dir, tag string, compiled func(), recipes ...Recipe) (built []Built, err error) {
+// Build compiles the programs of images as static binaries and packs them; see
+// [Pack]. The programs are kept in dir/bin: what has not changed since is not
+// linked again.
+func Build(ctx context.Context, repoRoot, dir, tag string, recipes ...Recipe) ([]Built, error) {
+	return build(ctx, dir, tag, recipes, func(programs string) error {
+		var packages []string
+		for _, r := range recipes {
+			packages = append(packages, r.Packages...)
+		}
+		return compile(ctx, repoRoot, programs, packages...)
+	})
+}
+
+// Pack writes an archive for each image to dir, of programs that lie in dir/bin.
+func Pack(ctx context.Context, dir, tag string, recipes ...Recipe) ([]Built, error) {
+	return build(ctx, dir, tag, recipes, func(string) error { return nil })
+}
+
+// build lets two builds in one folder take turns.
+func build(ctx context.Context, dir, tag string, recipes []Recipe, compile func(programs string) error) (built []Built, err error) {
 	programs := filepath.Join(dir, "bin")
 	if err := os.MkdirAll(programs, 0o755); err != nil {
 		return nil, fmt.Errorf("making room for images: %w", err)
@@ -61,33 +90,33 @@ func Build(ctx context.Context, repoRoot, dir, tag string, compiled func(), reci
 		return nil, fmt.Errorf("waiting for another build in %s: %w", dir, err)
 	}
 	defer func() { err = errors.Join(err, turn.Close()) }()
-	var packages []string
-	for _, r := range recipes {
-		packages = append(packages, r.Packages...)
-	}
-	if err := compile(ctx, repoRoot, programs, packages...); err != nil {
+	if err := compile(programs); err != nil {
 		return nil, err
 	}
-	if compiled != nil {
-		compiled()
-	}
 	for _, r := range recipes {
-		b := Built{Archive: filepath.Join(dir, path.Base(r.Name)+".tar")}
-		spec := Spec{Name: r.Name + ":" + tag, Labels: r.Labels}
-		for _, pkg := range r.Packages {
-			name := filepath.Base(pkg)
-			spec.Files = append(spec.Files, File{Path: "/" + name, Source: filepath.Join(programs, name)})
-		}
-		spec.Entrypoint = []string{spec.Files[0].Path}
-		if spec.Files, err = changedLast(spec.Files, b.Archive+".layers"); err != nil {
-			return nil, err
-		}
-		if b.Digest, err = Write(ctx, b.Archive, spec); err != nil {
+		b, err := pack(ctx, dir, tag, r)
+		if err != nil {
 			return nil, err
 		}
 		built = append(built, b)
 	}
 	return built, nil
+}
+
+func pack(ctx context.Context, dir, tag string, r Recipe) (b Built, err error) {
+	b.Repository, b.Archive = r.Name, filepath.Join(dir, path.Base(r.Name)+".tar")
+	spec := Spec{Name: r.Name + ":" + tag, Labels: r.Labels}
+	for _, pkg := range r.Packages {
+		name := filepath.Base(pkg)
+		spec.Files = append(spec.Files, File{Path: "/" + name, Source: filepath.Join(dir, "bin", name)})
+	}
+	spec.Entrypoint = []string{spec.Files[0].Path}
+	if spec.Files, b.Programs, err = changedLast(spec.Files, b.Archive+".layers"); err != nil {
+		return Built{}, err
+	}
+	b.Digest, err = Write(ctx, b.Archive, spec)
+	b.Pinned = pinned(spec.Name, b.Digest)
+	return b, err
 }
 
 // A linked program is one layer of the image that was made last.
@@ -116,17 +145,21 @@ func buildID(program string) (string, error) {
 // those whose programs were linked since: these come last. A node unpacks a layer
 // again if one below it has changed; so what is edited again and again comes to lie
 // on top, and is all that is unpacked. Without a record the order is the recipe's.
-func changedLast(files []File, record string) ([]File, error) {
+//
+// It also returns a word for each program, by its name, that changes with it.
+func changedLast(files []File, record string) (ordered []File, words map[string]string, err error) {
 	var before, now []linked
 	if content, err := os.ReadFile(record); err == nil {
 		_ = json.Unmarshal(content, &before) // one that is damaged is none
 	}
 	rank := map[string]int{}
+	words = map[string]string{}
 	for i, f := range files {
 		id, err := buildID(f.Source)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
+		words[path.Base(f.Path)] = fmt.Sprintf("%x", sha256.Sum256([]byte(id)))[:pinLength]
 		l := linked{f.Path, id}
 		now = append(now, l)
 		if rank[f.Path] = slices.Index(before, l); rank[f.Path] < 0 {
@@ -137,9 +170,9 @@ func changedLast(files []File, record string) ([]File, error) {
 	slices.SortFunc(now, func(a, b linked) int { return rank[a.Path] - rank[b.Path] })
 	content, err := json.Marshal(now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return files, os.WriteFile(record, content, 0o644)
+	return files, words, os.WriteFile(record, content, 0o644)
 }
 
 // compile uses the Makefile's build flags, whatever this process was started with:

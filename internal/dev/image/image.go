@@ -56,8 +56,11 @@ type File struct {
 // Write makes an image and writes it to an archive at path, whose folder must
 // exist. It returns the digest of the image's manifest, which is the image ID that
 // containerd shows. The archive appears whole or not at all.
+//
+// In the archive the image has two names: its tag, which moves on with every build,
+// and one that no other image gets, so that a pod can say exactly which it runs.
 func Write(ctx context.Context, path string, spec Spec) (digest string, err error) {
-	img, err := build(ctx, spec)
+	img, err := assemble(ctx, spec)
 	if err != nil {
 		return "", fmt.Errorf("building image %s: %w", spec.Name, err)
 	}
@@ -71,7 +74,7 @@ func Write(ctx context.Context, path string, spec Spec) (digest string, err erro
 	return hash.String(), nil
 }
 
-func build(ctx context.Context, spec Spec) (v1.Image, error) {
+func assemble(ctx context.Context, spec Spec) (v1.Image, error) {
 	if err := checkName(spec.Name); err != nil {
 		return nil, err
 	}
@@ -225,10 +228,9 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 	}
 	blobs = append(blobs, blob{blobPath(configName), config}, blob{blobPath(manifestDigest), manifest})
 
-	index, err := json.Marshal(v1.IndexManifest{
-		SchemaVersion: 2,
-		MediaType:     types.OCIImageIndex,
-		Manifests: []v1.Descriptor{{
+	var names []v1.Descriptor
+	for _, name := range []string{name, pinned(name, manifestDigest.String())} {
+		names = append(names, v1.Descriptor{
 			MediaType: types.OCIManifestSchema1,
 			Size:      int64(len(manifest)),
 			Digest:    manifestDigest,
@@ -237,8 +239,9 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 				"io.containerd.image.name":          name,
 				"org.opencontainers.image.ref.name": name[strings.LastIndex(name, ":")+1:],
 			},
-		}},
-	})
+		})
+	}
+	index, err := json.Marshal(v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex, Manifests: names})
 	if err != nil {
 		return err
 	}
@@ -260,6 +263,16 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 		}
 	}
 	return tw.Close()
+}
+
+// pinLength is how many hexadecimal digits tell images, or programs, apart.
+const pinLength = 12
+
+// pinned returns the name of one very image: that of its tag, and the beginning of
+// its digest.
+func pinned(name, digest string) string {
+	_, hex, _ := strings.Cut(digest, ":")
+	return name + "-" + hex[:min(pinLength, len(hex))]
 }
 
 // A blob is one file of an archive.

@@ -66,15 +66,17 @@ func TestArchiveIsAnOCILayout(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(manifest.Manifests) != 1 {
-		t.Fatalf("index names %d images, want 1", len(manifest.Manifests))
+	if len(manifest.Manifests) != 2 {
+		t.Fatalf("index has %d names, want 2", len(manifest.Manifests))
 	}
 	entry := manifest.Manifests[0]
-	if got := entry.Annotations["io.containerd.image.name"]; got != name {
-		t.Errorf("containerd would call the image %q, want %q", got, name)
-	}
-	if entry.Digest.String() != digest {
-		t.Errorf("index names %s, Write returned %s", entry.Digest, digest)
+	for i, want := range []string{name, name + "-" + strings.TrimPrefix(digest, "sha256:")[:12]} {
+		if got := manifest.Manifests[i].Annotations["io.containerd.image.name"]; got != want {
+			t.Errorf("containerd would call the image %q, want %q", got, want)
+		}
+		if got := manifest.Manifests[i].Digest.String(); got != digest {
+			t.Errorf("index names %s, Write returned %s", got, digest)
+		}
 	}
 	img, err := path.Image(entry.Digest)
 	if err != nil {
@@ -149,7 +151,7 @@ func TestWhatHasChangedComesLast(t *testing.T) {
 	root, dir := module(t, "1"), t.TempDir()
 	order := func() string {
 		t.Helper()
-		built, err := image.Build(t.Context(), root, dir, "dev", nil, image.Recipe{Name: "example.test/two", Packages: []string{"./first", "./second"}})
+		built, err := image.Build(t.Context(), root, dir, "dev", image.Recipe{Name: "example.test/two", Packages: []string{"./first", "./second"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -194,7 +196,7 @@ func TestWhatHasChangedComesLast(t *testing.T) {
 
 func TestCompilerErrorIsShown(t *testing.T) {
 	root := module(t, `"unterminated`)
-	_, err := image.Build(t.Context(), root, t.TempDir(), "dev", nil, image.Recipe{Name: name, Packages: []string{"./second"}})
+	_, err := image.Build(t.Context(), root, t.TempDir(), "dev", image.Recipe{Name: name, Packages: []string{"./second"}})
 	if err == nil || !strings.Contains(err.Error(), "main.go:3") {
 		t.Errorf("got %v, want the compiler's own message", err)
 	}
@@ -253,7 +255,7 @@ func check(t *testing.T, img v1.Image) {
 func build(t *testing.T, word string) (archive []byte, digest string) {
 	t.Helper()
 	repository, tag, _ := strings.Cut(name, ":")
-	built, err := image.Build(t.Context(), module(t, fmt.Sprintf("%q", word)), filepath.Join(t.TempDir(), "images"), tag, nil, image.Recipe{
+	built, err := image.Build(t.Context(), module(t, fmt.Sprintf("%q", word)), filepath.Join(t.TempDir(), "images"), tag, image.Recipe{
 		Name: repository, Packages: []string{"./first", "./second"}, Labels: map[string]string{"a": "b"},
 	})
 	if err != nil {

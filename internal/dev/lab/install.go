@@ -36,12 +36,18 @@ func (l *Lab) LoadImages(ctx context.Context) error {
 		}
 		return nil
 	}
-	built, err := image.Build(ctx, l.Root, filepath.Join(l.Root, "build", "images"), ImageTag, nil, image.Ottoscaler, image.Agent)
+	built, err := image.Build(ctx, l.Root, filepath.Join(l.Root, "build", "images"), ImageTag, image.Ottoscaler, image.Agent)
 	if err != nil {
 		return err
 	}
 	l.imageDigest = built[0].Digest
-	return l.Cluster.Load(ctx, built[0].Archive, built[1].Archive)
+	if err := l.Cluster.Load(ctx, built[0].Archive, built[1].Archive); err != nil {
+		return err
+	}
+	return errors.Join(
+		l.Cluster.Forget(ctx, image.Ottoscaler.Name, image.Ottoscaler.Name+":"+ImageTag, built[0].Pinned),
+		l.Cluster.Forget(ctx, image.Agent.Name, AgentImage(), built[1].Pinned),
+	)
 }
 
 // Installation returns the options that install the chart with values-jinwoo.yaml
@@ -66,8 +72,6 @@ func (l *Lab) Installation(namespace, logServer string) release.Options {
 			"image.repository=" + product[:max(colon, 0)],
 			"image.tag=" + product[colon+1:],
 			"scaler.env.OTTO_AGENT_IMAGE=" + agent,
-			// The tag stays the same when the image changes; this makes a new pod of it.
-			`podAnnotations.ottoscaler\.dev/image-digest=` + l.imageDigest,
 			"consumer.env.REDIS_HOST=" + host,
 			"consumer.env.REDIS_PORT=" + strconv.Itoa(l.Redis.Port),
 			"consumer.env.REDIS_STREAM=" + streams.Events,
@@ -75,7 +79,9 @@ func (l *Lab) Installation(namespace, logServer string) release.Options {
 			"consumer.env.REDIS_DEAD_STREAM=" + streams.Dead,
 			"logRelay.env.LOG_SERVER_ADDR=" + logServer,
 		},
-		Timeout: 3 * time.Minute,
+		// The tag stays the same when the image changes; this makes a new pod of it.
+		PodAnnotations: map[string]string{"ottoscaler.dev/image-digest": l.imageDigest},
+		Timeout:        3 * time.Minute,
 	}
 }
 

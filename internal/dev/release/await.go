@@ -16,7 +16,7 @@ import (
 const (
 	// pollEvery is short because a developer waits, for one object in a cluster of
 	// their own. Helm looks every two seconds.
-	pollEvery = 100 * time.Millisecond
+	pollEvery = 50 * time.Millisecond
 	// hopelessAfter is how long a state that only its user can mend may last.
 	hopelessAfter = 5 * time.Second
 	// exitMisconfigured is the exit code of a program of ours that refuses its
@@ -24,25 +24,36 @@ const (
 	exitMisconfigured = 2
 )
 
-// await waits until the main pod of the release as it is now is ready. What
-// waiting does not cure, such as a configuration that a program refuses, ends it
-// early, with the reason.
-func await(ctx context.Context, opts Options) error {
-	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
-	defer cancel()
+// client returns a client of the release's cluster.
+func (opts Options) client() (kubernetes.Interface, error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", opts.Kubeconfig)
 	if err != nil {
-		return fmt.Errorf("reading kubeconfig %s: %w", opts.Kubeconfig, err)
+		return nil, fmt.Errorf("reading kubeconfig %s: %w", opts.Kubeconfig, err)
 	}
 	cfg.QPS = -1
 	client, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return fmt.Errorf("connecting to the cluster: %w", err)
+		return nil, fmt.Errorf("connecting to the cluster: %w", err)
+	}
+	return client, nil
+}
+
+// await waits until the main pod of the release is ready, as the condition decides
+// it. What waiting does not cure, such as a configuration that a program refuses,
+// ends it early, with the reason.
+func await(ctx context.Context, opts Options, ready func(context.Context, watcher) bool) error {
+	ctx, cancel := context.WithTimeout(ctx, opts.Timeout)
+	defer cancel()
+	client, err := opts.client()
+	if err != nil {
+		return err
 	}
 	w := watcher{client, opts, map[string]time.Time{}}
 	for {
-		ready, err := w.look(ctx)
-		if ready || err != nil {
+		if ready(ctx, w) {
+			return nil
+		}
+		if err := w.hopeless(ctx); err != nil {
 			return err
 		}
 		select {
@@ -60,34 +71,52 @@ type watcher struct {
 	since  map[string]time.Time // when a container was first seen in a hopeless state
 }
 
-// look tells whether the release's Deployment is rolled out, as `kubectl rollout
-// status` decides it. An API server that does not answer is asked again.
-func (w watcher) look(ctx context.Context) (ready bool, err error) {
+// rolledOut tells whether the release's Deployment is rolled out, as `kubectl
+// rollout status` decides it.
+func rolledOut(ctx context.Context, w watcher) bool {
+	d := w.deployment(ctx)
+	if d == nil {
+		return false
+	}
+	want, s := *d.Spec.Replicas, d.Status
+	return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == want && s.Replicas == want && s.AvailableReplicas == want
+}
+
+// deployment returns the release's Deployment, or nil: an API server that does not
+// answer is asked again, until the time is over.
+func (w watcher) deployment(ctx context.Context) *appsv1.Deployment {
 	list, err := w.client.AppsV1().Deployments(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
 	if err != nil {
-		return false, nil //nolint:nilerr // the time-out ends this
+		return nil
 	}
-	for _, d := range list.Items {
-		if d.Annotations["meta.helm.sh/release-name"] != w.opts.Name {
-			continue
+	for i := range list.Items {
+		if d := &list.Items[i]; d.Annotations["meta.helm.sh/release-name"] == w.opts.Name {
+			return d
 		}
-		want := *d.Spec.Replicas
-		if s := d.Status; s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == want && s.Replicas == want && s.AvailableReplicas == want {
-			return true, nil
-		}
-		return false, w.hopeless(ctx, &d)
 	}
-	return false, nil
+	return nil
+}
+
+// pods returns the main pods of the release.
+func (w watcher) pods(ctx context.Context) ([]corev1.Pod, error) {
+	d := w.deployment(ctx)
+	if d == nil {
+		return nil, nil
+	}
+	list, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(d.Spec.Selector)})
+	if err != nil {
+		return nil, err
+	}
+	return list.Items, nil
 }
 
 // hopeless returns why the newest main pod will never be ready.
-func (w watcher) hopeless(ctx context.Context, d *appsv1.Deployment) error {
-	selector := metav1.FormatLabelSelector(d.Spec.Selector)
-	pods, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+func (w watcher) hopeless(ctx context.Context) error {
+	pods, err := w.pods(ctx)
 	if err != nil {
-		return nil //nolint:nilerr // as above
+		return nil //nolint:nilerr // the time-out ends this
 	}
-	for _, p := range pods.Items {
+	for _, p := range pods {
 		if p.DeletionTimestamp != nil {
 			continue
 		}
@@ -137,12 +166,12 @@ func (w watcher) lastWords(ctx context.Context, pod string, c corev1.ContainerSt
 func (w watcher) story() string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	pods, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
+	pods, err := w.pods(ctx)
 	if err != nil {
 		return ": " + err.Error()
 	}
 	var story strings.Builder
-	for _, p := range pods.Items {
+	for _, p := range pods {
 		for _, c := range p.Status.ContainerStatuses {
 			if !c.Ready {
 				fmt.Fprintf(&story, "; %s: %s", c.Name, w.lastWords(ctx, p.Name, c))

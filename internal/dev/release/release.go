@@ -5,15 +5,22 @@ package release
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"helm.sh/helm/v3/pkg/action"
+	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/cli"
 	"helm.sh/helm/v3/pkg/cli/values"
 	"helm.sh/helm/v3/pkg/getter"
+	"helm.sh/helm/v3/pkg/release"
 	"helm.sh/helm/v3/pkg/storage/driver"
 )
 
@@ -33,8 +40,45 @@ type Options struct {
 	Set, SetString []string
 	// SetJSON are like Set, with JSON as their values, as by --set-json.
 	SetJSON []string
+	// PodAnnotations are added to those that the values give the main pod. They tell
+	// of what runs in it, and do not count when [Current] compares.
+	PodAnnotations map[string]string
 	// Timeout bounds the wait for the release to be ready.
 	Timeout time.Duration
+}
+
+// labelInputs is a label of a release: a hash of the chart and the values that it
+// was made of.
+const labelInputs = "ottoscaler-inputs"
+
+// inputs loads the chart and the values, and hashes both.
+func (opts Options) inputs(settings *cli.EnvSettings) (_ *chart.Chart, vals map[string]any, hash string, err error) {
+	loaded, err := loader.Load(opts.Chart)
+	if err != nil {
+		return nil, nil, "", fmt.Errorf("loading chart %s: %w", opts.Chart, err)
+	}
+	merge := values.Options{ValueFiles: opts.ValuesFiles, Values: opts.Set, StringValues: opts.SetString, JSONValues: opts.SetJSON}
+	if vals, err = merge.MergeValues(getter.All(settings)); err != nil {
+		return nil, nil, "", fmt.Errorf("reading values: %w", err)
+	}
+	digest := sha256.New()
+	files := slices.SortedFunc(slices.Values(loaded.Raw), func(a, b *chart.File) int { return strings.Compare(a.Name, b.Name) })
+	for _, f := range files {
+		fmt.Fprintf(digest, "%s %d\n%s", f.Name, len(f.Data), f.Data)
+	}
+	if err := json.NewEncoder(digest).Encode(vals); err != nil { // which sorts keys
+		return nil, nil, "", fmt.Errorf("reading values: %w", err)
+	}
+	annotations, _ := vals["podAnnotations"].(map[string]any)
+	annotations = maps.Clone(annotations)
+	if annotations == nil {
+		annotations = map[string]any{}
+	}
+	for name, value := range opts.PodAnnotations {
+		annotations[name] = value
+	}
+	vals["podAnnotations"] = annotations
+	return loaded, vals, fmt.Sprintf("%x", digest.Sum(nil))[:40], nil
 }
 
 // Apply installs the release, or upgrades the one that is there, and waits until
@@ -44,29 +88,47 @@ func Apply(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	chart, err := loader.Load(opts.Chart)
+	loaded, vals, hash, err := opts.inputs(settings)
 	if err != nil {
-		return fmt.Errorf("loading chart %s: %w", opts.Chart, err)
+		return err
 	}
-	vals, err := (&values.Options{ValueFiles: opts.ValuesFiles, Values: opts.Set, StringValues: opts.SetString, JSONValues: opts.SetJSON}).MergeValues(getter.All(settings))
-	if err != nil {
-		return fmt.Errorf("reading values: %w", err)
-	}
+	labels := map[string]string{labelInputs: hash}
 	if _, err := action.NewHistory(cfg).Run(opts.Name); errors.Is(err, driver.ErrReleaseNotFound) {
 		install := action.NewInstall(cfg)
 		install.ReleaseName, install.Namespace, install.CreateNamespace = opts.Name, opts.Namespace, true
-		install.Timeout = opts.Timeout
-		if _, err := install.RunWithContext(ctx, chart, vals); err != nil {
+		install.Timeout, install.Labels = opts.Timeout, labels
+		if _, err := install.RunWithContext(ctx, loaded, vals); err != nil {
 			return fmt.Errorf("installing release %s: %w", opts.Name, err)
 		}
-		return await(ctx, opts)
+		return await(ctx, opts, rolledOut)
 	}
 	upgrade := action.NewUpgrade(cfg)
-	upgrade.Namespace, upgrade.Timeout = opts.Namespace, opts.Timeout
-	if _, err := upgrade.RunWithContext(ctx, opts.Name, chart, vals); err != nil {
+	upgrade.Namespace, upgrade.Timeout, upgrade.Labels = opts.Namespace, opts.Timeout, labels
+	if _, err := upgrade.RunWithContext(ctx, opts.Name, loaded, vals); err != nil {
 		return fmt.Errorf("upgrading release %s: %w", opts.Name, err)
 	}
-	return await(ctx, opts)
+	return await(ctx, opts, rolledOut)
+}
+
+// Current tells whether the release is deployed as [Apply] would deploy it: by an
+// Apply of the same chart and the same values.
+func Current(opts Options) (bool, error) {
+	cfg, settings, err := configuration(opts)
+	if err != nil {
+		return false, err
+	}
+	_, _, hash, err := opts.inputs(settings)
+	if err != nil {
+		return false, err
+	}
+	last, err := cfg.Releases.Last(opts.Name)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking at release %s: %w", opts.Name, err)
+	}
+	return last.Info.Status == release.StatusDeployed && last.Labels[labelInputs] == hash, nil
 }
 
 // A State is what is known of an installed release.
