@@ -16,6 +16,8 @@ FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
 # The flags of the Makefile.
 ENV CGO_ENABLED=0 GOFLAGS="-trimpath -buildvcs=false"
+# Where modules come from, if not from where Go looks by itself.
+ARG GOPROXY
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .

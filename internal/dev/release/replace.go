@@ -101,8 +101,8 @@ func replacement(p *corev1.Pod, image string, programs map[string]string) (patch
 }
 
 // isReplaced tells whether all containers are ready, and those that were to be
-// replaced are not the ones of before any more. Of a new one, answers tells whether
-// it is ready before the pod's status does.
+// replaced are not the ones of before any more. Answers asks one of which the pod's
+// status says that it is not ready: it may be, in the meantime.
 func isReplaced(before, now *corev1.Pod, replaced []string, answers func(corev1.Container) bool) bool {
 	was, is := statuses(before), statuses(now)
 	for _, c := range now.Spec.Containers {
@@ -110,11 +110,10 @@ func isReplaced(before, now *corev1.Pod, replaced []string, answers func(corev1.
 		if status.State.Running == nil {
 			return false
 		}
-		fresh := slices.Contains(replaced, c.Name)
-		if fresh && status.ContainerID == was[c.Name].ContainerID {
+		if slices.Contains(replaced, c.Name) && status.ContainerID == was[c.Name].ContainerID {
 			return false
 		}
-		if !status.Ready && !(fresh && answers(c)) {
+		if !status.Ready && !answers(c) {
 			return false
 		}
 	}

@@ -100,8 +100,10 @@ func TestReplacingEndsWhenTheNewContainersAreReadyAndNotBefore(t *testing.T) {
 		}
 	}
 	now := mainPod()
-	now.Status.ContainerStatuses[2].Ready = false
-	if isReplaced(before, now, nil, func(corev1.Container) bool { return true }) {
-		t.Error("another container is not ready, and that is not waited for")
+	now.Status.ContainerStatuses[2].Ready = false // it needs b, for example
+	for _, ready := range []bool{false, true} {
+		if got := isReplaced(before, now, nil, func(c corev1.Container) bool { return c.Name == "c" && ready }); got != ready {
+			t.Errorf("another container that says that it is ready is %t: got %t", ready, got)
+		}
 	}
 }
