@@ -44,6 +44,8 @@ func AgentImage() string { return image.Agent.Name + ":" + ImageTag }
 // poolFile is the pool file that the processes' scaler reads.
 const poolFile = `pools:
   default:
+    overrides:
+      env: ["AGENT_*"]
     template:
       spec:
         containers:
