@@ -38,7 +38,9 @@ export class LogStream {
     private readonly owner: StreamOwner,
   ) {
     call.on('cancelled', () => this.end());
-    call.on('drain', () => this.wake?.());
+    for (const event of ['readable', 'end', 'drain']) {
+      call.on(event, () => this.wake?.());
+    }
   }
 
   /** The log that the stream has opened, by the store's number. */
@@ -49,12 +51,8 @@ export class LogStream {
   /** Resolves when the call is over. A call that goes wrong is ended with a status; this rejects only for a bug. */
   async run(): Promise<void> {
     try {
-      // By default, leaving the loop destroys the call, and the last answers with it.
-      for await (const request of this.call.iterator({ destroyOnReturn: false })) {
-        await this.take(request as StreamLogsRequest);
-        if (this.over) {
-          break;
-        }
+      for (let request = await this.next(); request; request = await this.next()) {
+        await this.take(request);
       }
       await this.settled(() => this.waiting === 0);
       this.flush();
@@ -65,7 +63,7 @@ export class LogStream {
     } catch (error) {
       if (error instanceof StatusError) {
         this.fail(error.code, error.details);
-      } else if (!this.over && !this.call.cancelled && !this.call.destroyed) {
+      } else {
         this.fail(status.INTERNAL, String(error));
         throw error;
       }
@@ -88,6 +86,25 @@ export class LogStream {
   private end(): void {
     this.over = true;
     this.wake?.();
+  }
+
+  /**
+   * The next message, or undefined when there is none to come. An iterator of the call would destroy
+   * it at its end, and at an error of ours from outside, and with it the answers and the status that
+   * are not sent yet.
+   */
+  private async next(): Promise<StreamLogsRequest | undefined> {
+    while (!this.over) {
+      const request = this.call.read() as StreamLogsRequest | null;
+      if (request !== null) {
+        return request;
+      }
+      if (this.call.readableEnded) {
+        return undefined;
+      }
+      await this.change();
+    }
+    return undefined;
   }
 
   private async take(request: StreamLogsRequest): Promise<void> {
@@ -198,10 +215,14 @@ export class LogStream {
   /** Waits until something is so, or the call is over. A relay that reads no answers is waited for, too. */
   private async settled(so: () => boolean): Promise<void> {
     while (!this.over && (!so() || this.call.writableNeedDrain)) {
-      await new Promise<void>((resolve) => {
-        this.wake = resolve;
-      });
+      await this.change();
     }
+  }
+
+  private change(): Promise<void> {
+    return new Promise((resolve) => {
+      this.wake = resolve;
+    });
   }
 }
 
