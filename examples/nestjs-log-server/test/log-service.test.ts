@@ -3,8 +3,10 @@ import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { after, before, test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { credentials, Metadata, status } from '@grpc/grpc-js';
 import type { ServiceError } from '@grpc/grpc-js';
+import Database from 'libsql';
 import type { LogServiceClient } from '../src/gen/ottoscaler/logs/v1/LogService.js';
 import { client, finish, register, RelayStream } from './relay.js';
 import { RunningServer, temporaryFolder } from './server.js';
@@ -137,6 +139,35 @@ test('lines behind the end of a complete log are refused', async () => {
   assert.equal((await stream.complete()).matches, true);
   stream.send({ batch: stream.batch(['two']) });
   assert.equal(((await stream.outcome()) as ServiceError).code, status.FAILED_PRECONDITION);
+});
+
+test('while the database cannot be written, lines are asked for again, and none is lost', async () => {
+  const uid = await newWorker();
+  const stream = new RelayStream(to);
+  await stream.open(uid);
+  await stream.append('one');
+  const other = new Database(path.join(folder.path, 'logs.db'));
+  other.exec('BEGIN IMMEDIATE');
+  const batches = [stream.batch(['two']), stream.batch(['three'])];
+  for (const batch of batches) {
+    stream.send({ batch });
+  }
+  const { ack } = await stream.answer();
+  assert.deepEqual([ack!.verdict, ack!.sequence, ack!.reason], [2, 1, 'unavailable']);
+  assert.match(ack!.message, /locked/);
+  assert.ok(ack!.retryAfter!.seconds > 0);
+  other.exec('ROLLBACK');
+  other.close();
+  await sleep(ack!.retryAfter!.seconds * 1000);
+  for (const batch of batches) {
+    stream.send({ batch });
+  }
+  let last = 0;
+  while (last < 3) {
+    last = (await stream.answer()).ack!.sequence;
+  }
+  assert.deepEqual(await stream.complete(), { matches: true, message: '' });
+  stream.close();
 });
 
 test('a second server does not work in the same folder', async () => {

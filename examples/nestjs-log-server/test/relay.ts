@@ -147,11 +147,10 @@ export class RelayStream {
     return (await this.answer()).ack!;
   }
 
-  gap(reason: string, lineCount = 0): Batch {
+  /** The next batch, which is a gap. */
+  gap(reason: string, message: string, lineCount = 0, fromSeconds = 1_790_000_000): Batch {
     this.gaps++;
-    return this.batch([''], {
-      gap: { reason, message: `lines are missing: ${reason}`, lineCount, fromTime: { seconds: 1_790_000_000 }, toTime: { seconds: 1_790_000_060 } },
-    });
+    return this.batch([''], { gap: { reason, message, lineCount, fromTime: { seconds: fromSeconds }, toTime: { seconds: fromSeconds + 2 } } });
   }
 
   async complete(differing: { lineCount?: number; byteCount?: number; checksum?: Buffer; gapCount?: number } = {}) {

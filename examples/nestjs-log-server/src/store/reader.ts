@@ -137,14 +137,14 @@ export class Reader {
     };
   }
 
-  /** A log with its worker's name. */
-  log(id: number): { log: LogView; worker: string } | undefined {
-    const row = this.statements.log.get(id) as [string, ...LogRow] | undefined;
+  /** A log with its worker's number and name. */
+  log(id: number): { log: LogView; worker: number; name: string } | undefined {
+    const row = this.statements.log.get(id) as [number, string, ...LogRow] | undefined;
     if (!row) {
       return undefined;
     }
-    const [worker, ...log] = row;
-    return { log: logView(log), worker };
+    const [worker, name, ...log] = row;
+    return { log: logView(log), worker, name };
   }
 
   /** The first lines behind a number that pass the filter. */
@@ -348,7 +348,7 @@ function prepare(db: Database.Database) {
     workerByUid: db.prepare(`${worker} WHERE uid = ?`).raw(),
     workerById: db.prepare(`${worker} WHERE id = ?`).raw(),
     logs: db.prepare(`SELECT ${log} FROM logs l WHERE worker = ? ORDER BY init DESC, container, restart_count`).raw(),
-    log: db.prepare(`SELECT w.name, ${log} FROM logs l JOIN workers w ON w.id = l.worker WHERE l.id = ?`).raw(),
+    log: db.prepare(`SELECT w.id, w.name, ${log} FROM logs l JOIN workers w ON w.id = l.worker WHERE l.id = ?`).raw(),
     ends: db
       .prepare(
         `SELECT container, restart_count, exit_code, signal, reason, message, started_ms, finished_ms

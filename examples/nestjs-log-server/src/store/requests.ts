@@ -97,6 +97,7 @@ export function isFailure(answer: Answer): answer is Failure {
 
 /** Changed says that something was stored: of a worker, and of one of its logs if it says so. */
 export interface Changed {
+  kind: Request['kind'];
   worker: number;
   log?: number;
 }

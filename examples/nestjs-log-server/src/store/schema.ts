@@ -97,7 +97,7 @@ export function openForWriting(file: string): Database.Database {
   // What is acknowledged has reached the disk: a power failure loses nothing either.
   db.pragma('synchronous = FULL');
   db.pragma('foreign_keys = ON');
-  db.pragma('busy_timeout = 5000');
+  db.pragma('busy_timeout = 1000');
   db.pragma('journal_size_limit = 67108864');
   const [found] = db.prepare('PRAGMA user_version').raw().get() as [number];
   if (found !== 0 && found !== version) {

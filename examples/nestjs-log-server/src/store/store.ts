@@ -109,7 +109,7 @@ export class Store {
     resolve(answer);
     if (!isFailure(answer) && 'worker' in answer && request.kind !== 'release') {
       const log = 'handle' in request ? request.handle.log : 'handle' in answer ? answer.handle.log : undefined;
-      this.events.emit('changed', log === undefined ? { worker: answer.worker } : { worker: answer.worker, log });
+      this.events.emit('changed', { kind: request.kind, worker: answer.worker, ...(log === undefined ? {} : { log }) });
     }
     if (this.waitingBytes < maxWaitingBytes) {
       for (const proceed of this.queueing.splice(0)) {

@@ -56,12 +56,13 @@ export class Writer {
     try {
       return this.transact(requests);
     } catch (error) {
-      if (requests.length > 1) {
+      if (requests.length > 1 && !isOfTheDatabase(error)) {
         return requests.flatMap((request) => this.write([request])); // one must not spoil the others
       }
-      const request = requests[0]!;
-      const log = 'handle' in request ? this.logs.get(request.handle.log) : undefined;
-      return [{ failure: 'unavailable', message: String(error), sequence: log?.lines ?? 0 }];
+      return requests.map((request) => {
+        const log = 'handle' in request ? this.logs.get(request.handle.log) : undefined;
+        return { failure: 'unavailable', message: String(error), sequence: log?.lines ?? 0 };
+      });
     }
   }
 
@@ -256,6 +257,12 @@ export class Writer {
   private prune(finishedBeforeMs: number): Answer {
     return { workers: this.statements.prune.run(finishedBeforeMs, pruneAtOnce).changes };
   }
+}
+
+/** An error that any other request would meet as well, such as a full disk (https://sqlite.org/rescode.html). */
+function isOfTheDatabase(error: unknown): boolean {
+  const code = error instanceof Error && 'code' in error ? String(error.code) : '';
+  return /^SQLITE_(BUSY|FULL|IOERR|CANTOPEN|READONLY|CORRUPT|NOTADB|LOCKED|NOMEM)/.test(code);
 }
 
 function unknownWorker(uid: string): Failure {

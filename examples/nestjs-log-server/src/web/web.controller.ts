@@ -100,7 +100,7 @@ export class WebController {
     return { ...page, log: view };
   }
 
-  /** Lines behind a number as they come: 'lines' with a page of them, then 'complete' when there will be no more. */
+  /** Lines behind a number as they come: 'lines' with a page of them; and 'worker' with the log's worker when that changes. */
   @Get('api/logs/:log/events')
   async tail(
     @Res() response: Response,
@@ -110,15 +110,16 @@ export class WebController {
     @Query('q') text?: string,
     @Query('stream') stream?: string,
   ): Promise<void> {
-    found(this.reader.log(log));
+    const { worker } = found(this.reader.log(log));
     const filter = filterOf(text, stream);
     let through = number(last || after, 'after') ?? 0;
     await this.streams.serve(response, async (events) => {
       let dirty = true;
-      let complete = false;
+      let workerDirty = true;
       const note = (changed: Changed): void => {
-        if (changed.log === log) {
+        if (changed.worker === worker && (changed.log === log || changed.kind !== 'append')) {
           dirty = true;
+          workerDirty ||= changed.kind !== 'append';
           events.wake();
         }
       };
@@ -138,9 +139,9 @@ export class WebController {
               continue; // there is more already
             }
           }
-          if (view.complete && !complete && through >= view.lines) {
-            complete = true;
-            await events.send('complete', { log: view });
+          if (workerDirty) {
+            workerDirty = false;
+            await events.send('worker', this.reader.workerById(worker));
           }
           await pause(tailEveryMs);
           if (!dirty) {
@@ -156,11 +157,11 @@ export class WebController {
   /** A log as a file: its lines, byte for byte, each ended by a line feed. */
   @Get('api/logs/:log/download')
   async download(@Res() response: Response, @Param('log', ParseIntPipe) log: number): Promise<void> {
-    const { log: view, worker } = found(this.reader.log(log));
-    const name = `${worker}-${view.container}-${view.restartCount}.log`.replace(/[^\w.-]/g, '_');
+    const { log: view, name: worker } = found(this.reader.log(log));
+    const file = `${worker}-${view.container}-${view.restartCount}.log`.replace(/[^\w.-]/g, '_');
     response.set({
       'content-type': 'text/plain; charset=utf-8',
-      'content-disposition': `attachment; filename="${name}"`,
+      'content-disposition': `attachment; filename="${file}"`,
       'cache-control': 'no-store',
     });
     await pipeline(Readable.from(this.reader.download(log)), response).catch(() => response.destroy());
