@@ -55,8 +55,8 @@ fmt: ## Format Go code as lint wants it
 	$(call tool,golangci-lint) fmt ./...
 
 .PHONY: test
-test: ## All tests: unit (race), integration, chart, end to end, developers' environments
-	@GO="$(GO)" scripts/test unit integration chart e2e development
+test: ## All tests: unit (race), integration, log server, chart, end to end, developers' environments
+	@GO="$(GO)" scripts/test unit integration logserver chart e2e development
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector, and what needs a Redis or an API server
@@ -65,6 +65,10 @@ test-unit: ## Unit tests with the race detector, and what needs a Redis or an AP
 .PHONY: test-integration
 test-integration: ## Tests of the from-source cluster and of what lies beside e2e and chart in test/
 	@GO="$(GO)" scripts/test integration
+
+.PHONY: test-logserver
+test-logserver: ## The NestJS log server: its own tests, its page in Chromium, the conformance suite
+	@GO="$(GO)" scripts/test logserver
 
 .PHONY: test-chart
 test-chart: ## Renders, schema, Pod Security, rights; what each binary may link

@@ -1,7 +1,8 @@
 package logs
 
 import (
-	"hash/crc32"
+	"encoding/binary"
+	"hash/crc64"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -9,8 +10,8 @@ import (
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
-// castagnoli is the polynomial of the protocol's checksum, which CPUs compute.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// ecma is the polynomial of the protocol's checksum.
+var ecma = crc64.MakeTable(crc64.ECMA)
 
 // A Cursor is a place in the log of one container instance, just behind a line.
 // The zero Cursor is its beginning.
@@ -28,8 +29,8 @@ type Cursor struct {
 	LinesInSecond uint32
 	// Bytes is the total length of the lines, line ends not counted.
 	Bytes uint64
-	// Checksum is the CRC-32C of the lines, each followed by one line feed.
-	Checksum uint32
+	// Checksum is the CRC-64 of the lines, each followed by one line feed.
+	Checksum uint64
 }
 
 // Second returns the whole second that the last line was stamped in.
@@ -51,7 +52,7 @@ func (c *Cursor) advance(stamp int64, text []byte, inSecond uint32) {
 	c.Time = stamp
 	c.LinesInSecond = inSecond
 	c.Bytes += uint64(len(text) - 1)
-	c.Checksum = crc32.Update(c.Checksum, castagnoli, text)
+	c.Checksum = crc64.Update(c.Checksum, ecma, text)
 }
 
 // position translates the cursor for the server.
@@ -61,21 +62,28 @@ func (c Cursor) position() *logsv1.Position {
 		Time:          timestamp(c.Time),
 		LinesInSecond: c.LinesInSecond,
 		Bytes:         c.Bytes,
-		Checksum:      c.Checksum,
+		Checksum:      checksumBytes(c.Checksum),
 	}
 }
+
+// checksumBytes returns a checksum as the protocol has it.
+func checksumBytes(sum uint64) []byte { return binary.BigEndian.AppendUint64(nil, sum) }
 
 // cursorOf translates a position that the server gave back. Nil is the beginning.
 func cursorOf(p *logsv1.Position) Cursor {
 	if p.GetSequence() == 0 {
 		return Cursor{}
 	}
+	var checksum uint64 // stays 0 if a server has lost it: the end will not match, which is then true
+	if b := p.GetChecksum(); len(b) == 8 {
+		checksum = binary.BigEndian.Uint64(b)
+	}
 	return Cursor{
 		Sequence:      p.GetSequence(),
 		Time:          p.GetTime().GetSeconds()*int64(time.Second) + int64(p.GetTime().GetNanos()),
 		LinesInSecond: p.GetLinesInSecond(),
 		Bytes:         p.GetBytes(),
-		Checksum:      p.GetChecksum(),
+		Checksum:      checksum,
 	}
 }
 

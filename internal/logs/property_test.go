@@ -123,7 +123,7 @@ func TestBatchIsNeverLargerThanItsBound(t *testing.T) {
 			batches: 1 << 20, bytes: 1 << 40, linger: time.Hour,
 		}
 		w := newWindow(limits, &budget{limit: 1 << 40})
-		w.resume(Cursor{Sequence: 1 << 60, Bytes: 1 << 60, Time: 1 << 61, LinesInSecond: 1 << 31, Checksum: 1 << 31})
+		w.resume(Cursor{Sequence: 1 << 60, Bytes: 1 << 60, Time: 1 << 61, LinesInSecond: 1 << 31, Checksum: 1 << 63})
 		stamp := int64(1 << 61)
 		for range rapid.IntRange(1, 300).Draw(t, "count") {
 			stamp += rapid.Int64Range(-10, 5e9).Draw(t, "step")

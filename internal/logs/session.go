@@ -243,7 +243,7 @@ func (f *follower) complete(ctx context.Context, stream logsv1.LogService_Stream
 	err := stream.Send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Complete_{Complete: &logsv1.StreamLogsRequest_Complete{
 		LineCount: end.Sequence,
 		ByteCount: end.Bytes,
-		Checksum:  end.Checksum,
+		Checksum:  checksumBytes(end.Checksum),
 	}}})
 	if err != nil {
 		return fmt.Errorf("completing the log: %w", err)
@@ -255,7 +255,7 @@ func (f *follower) complete(ctx context.Context, stream logsv1.LogService_Stream
 		if !answer.GetMatches() {
 			f.metrics.mismatches.Inc()
 			f.log.ErrorContext(ctx, "the log server holds something else", "message", answer.GetMessage(),
-				"lines", end.Sequence, "bytes", end.Bytes, "checksum", end.Checksum)
+				"lines", end.Sequence, "bytes", end.Bytes, "checksum", fmt.Sprintf("%016x", end.Checksum))
 		}
 		return nil
 	case <-ctx.Done():
