@@ -104,7 +104,7 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 	if err != nil {
 		return row, err
 	}
-	defer func() { err = errors.Join(err, s.Close(err != nil)) }()
+	defer func() { err = errors.Join(err, s.Close(err != nil || row.Lost+row.Repeated+row.Reordered > 0)) }()
 	s.away = away
 	row = LogRow{Name: f.name, Workers: workers, Lines: lines}
 	begin := time.Now()
@@ -123,6 +123,13 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 		return row, fmt.Errorf("event %s: %s: %s", id, result.Status, result.Message)
 	}
 
+	// A kubelet that is killed while it starts a container takes it for failed when it is
+	// back. Whether workers are started is another question: all have to print first.
+	if _, err := s.await(ctx, workers, "have begun to print", func(w nestjs.Worker) bool {
+		return len(w.Logs) > 0 && w.Logs[0].Lines > 0
+	}); err != nil {
+		return row, err
+	}
 	breaking, enough := context.WithCancel(ctx)
 	defer enough()
 	var group errgroup.Group
@@ -130,13 +137,16 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 		row.Kills, err = f.wreck(breaking, s, every)
 		return err
 	})
-	complete, err := s.awaitComplete(ctx, workers)
+	complete, err := s.await(ctx, workers, "are complete", func(w nestjs.Worker) bool { return w.FinishedMS != nil })
 	enough()
 	if err := errors.Join(err, group.Wait()); err != nil {
 		return row, err
 	}
 	row.Seconds = time.Since(begin).Seconds()
 	for _, worker := range complete {
+		if err := asTold(worker); err != nil {
+			return row, err
+		}
 		for _, log := range worker.Logs {
 			if !log.Matches {
 				return row, fmt.Errorf("the log of %s does not match: %s", worker.Name, log.Mismatch)
@@ -193,7 +203,7 @@ func newLogSite(ctx context.Context, rotate string) (s *logSite, err error) {
 	return s, s.AwaitReady(ctx, all...)
 }
 
-// Close ends everything. After a failure, what was stored and said stays, to be looked at.
+// Close ends everything. After harm, what was stored and said stays, to be looked at.
 func (s *logSite) Close(failed bool) error {
 	var errs []error
 	if s.Processes != nil {
@@ -215,27 +225,28 @@ func (s *logSite) Close(failed bool) error {
 	return errors.Join(append(errs, s.Lab.Close())...)
 }
 
-// awaitComplete waits until the log server has every log of so many workers whole.
-func (s *logSite) awaitComplete(ctx context.Context, workers int) ([]nestjs.Worker, error) {
+// await waits until as many workers are at the log server as there should be, and all
+// are as they should.
+func (s *logSite) await(ctx context.Context, workers int, how string, is func(nestjs.Worker) bool) ([]nestjs.Worker, error) {
 	looking := time.NewTicker(time.Second)
 	defer looking.Stop()
 	var last string
 	for {
 		list, err := s.server.Workers(ctx)
-		finished, lines := 0, 0
-		for _, worker := range list {
-			if worker.FinishedMS != nil {
-				finished++
-			}
-			for _, log := range worker.Logs {
-				lines += log.Lines
-			}
-		}
 		if err == nil { // else it was killed just now
-			last = fmt.Sprintf("%d of %d workers are complete, %d lines are stored", finished, workers, lines)
-		}
-		if err == nil && finished == workers && len(list) == workers {
-			return list, nil
+			n, lines := 0, 0
+			for _, worker := range list {
+				if is(worker) {
+					n++
+				}
+				for _, log := range worker.Logs {
+					lines += log.Lines
+				}
+			}
+			if n == workers && len(list) == workers {
+				return list, nil
+			}
+			last = fmt.Sprintf("%d of %d workers %s, %d lines are stored", n, workers, how, lines)
 		}
 		select {
 		case <-ctx.Done():
@@ -243,6 +254,20 @@ func (s *logSite) awaitComplete(ctx context.Context, workers int) ([]nestjs.Work
 		case <-looking.C:
 		}
 	}
+}
+
+// asTold returns an error if a worker did not do what it was told: its lines prove nothing.
+func asTold(worker nestjs.Worker) error {
+	if len(worker.Ends) == 0 {
+		return fmt.Errorf("worker %s came to no end that is known: %s %s", worker.Name, worker.Reason, worker.Message)
+	}
+	for _, end := range worker.Ends {
+		if end.ExitCode == nil || *end.ExitCode != 0 {
+			return fmt.Errorf("worker %s did not print what it was told: %s ended with %v, %s %s; %s %s",
+				worker.Name, end.Container, end.ExitCode, end.Reason, end.Message, worker.Reason, worker.Message)
+		}
+	}
+	return nil
 }
 
 // judge compares what is stored of a worker with what it was told to print.

@@ -142,6 +142,20 @@ type Worker struct {
 	FinishedMS *int64 `json:"finishedMs"`
 	// Logs has one log for each container instance.
 	Logs []Log `json:"logs"`
+	// Ends tells how each container ended.
+	Ends []End `json:"ends"`
+	// Reason and Message are the pod's own, or empty.
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+// An End is how a container ended.
+type End struct {
+	Container string `json:"container"`
+	// ExitCode is nil where the container never ran, or its end was not seen.
+	ExitCode *int   `json:"exitCode"`
+	Reason   string `json:"reason"`
+	Message  string `json:"message"`
 }
 
 // A Log is one that the server has stored.
