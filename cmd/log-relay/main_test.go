@@ -20,6 +20,7 @@ func good() Config {
 		Namespace: "otto", InstanceID: "ottoscaler", QueueAddr: "127.0.0.1:7070", LogServerAddr: "logs:50051",
 		MaxWorkers: 1, BatchLines: 1, BatchBytes: 1024, BatchLinger: time.Millisecond,
 		HealthAddr: "127.0.0.1:0", DrainTimeout: time.Second,
+		SpoolWorkerBytes: 1 << 20, SpoolBytes: 1 << 20, LogDrainTimeout: time.Second, StreamAge: time.Minute,
 	}
 }
 
@@ -27,13 +28,14 @@ func TestEveryWrongVariableIsNamedAtOnce(t *testing.T) {
 	if err := good().Validate(); err != nil {
 		t.Errorf("a good configuration: %v", err)
 	}
-	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere"}.Validate()
+	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere", SpoolBytes: -1}.Validate()
 	if err == nil {
 		t.Fatal("an empty configuration is accepted")
 	}
 	for _, name := range []string{
 		"NAMESPACE", "INSTANCE_ID", "LOG_SERVER_ADDR", "QUEUE_ADDR", "HEALTH_ADDR", "MAX_WORKERS",
 		"BATCH_LINES", "BATCH_BYTES", "BATCH_LINGER", "DRAIN_TIMEOUT",
+		"SPOOL_WORKER_BYTES", "SPOOL_BYTES", "LOG_DRAIN_TIMEOUT", "STREAM_AGE",
 	} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %q", name, err)

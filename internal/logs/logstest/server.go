@@ -101,8 +101,9 @@ type Action struct {
 	Cut error
 	// Delay is how long to wait first.
 	Delay time.Duration
-	// Answer is what to say instead of the acknowledgement.
-	Answer *logsv1.StreamLogsResponse_Ack
+	// Answer is what to say instead of the acknowledgement, and Answers how often, if not once.
+	Answer  *logsv1.StreamLogsResponse_Ack
+	Answers int
 }
 
 // Faults make a [Server] misbehave. Each function may be nil, is called without
@@ -485,8 +486,10 @@ func (s *Server) takeBatch(stream logsv1.LogService_StreamLogsServer, faults Fau
 		}
 	}
 	if !action.Silent && (action.Answer != nil || !action.Refuse) {
-		if err := stream.Send(&logsv1.StreamLogsResponse{Message: &logsv1.StreamLogsResponse_Ack_{Ack: ack}}); err != nil {
-			return err
+		for range max(action.Answers, 1) {
+			if err := stream.Send(&logsv1.StreamLogsResponse{Message: &logsv1.StreamLogsResponse_Ack_{Ack: ack}}); err != nil {
+				return err
+			}
 		}
 	}
 	return action.Cut
