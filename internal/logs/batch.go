@@ -9,7 +9,7 @@ import (
 
 const (
 	// batchOverhead is the most that a batch takes besides its lines, encoded.
-	batchOverhead = 128
+	batchOverhead = 160
 	// lineOverhead is the most that a line takes besides its text: its length and
 	// its time delta as varints.
 	lineOverhead = 9

@@ -31,6 +31,8 @@ type Cursor struct {
 	Bytes uint64
 	// Checksum is the CRC-64 of the lines, each followed by one line feed.
 	Checksum uint64
+	// Gaps is how many of the lines are gaps.
+	Gaps uint64
 }
 
 // Second returns the whole second that the last line was stamped in.
@@ -63,6 +65,7 @@ func (c Cursor) position() *logsv1.Position {
 		LinesInSecond: c.LinesInSecond,
 		Bytes:         c.Bytes,
 		Checksum:      checksumBytes(c.Checksum),
+		GapCount:      c.Gaps,
 	}
 }
 
@@ -84,6 +87,7 @@ func cursorOf(p *logsv1.Position) Cursor {
 		LinesInSecond: p.GetLinesInSecond(),
 		Bytes:         p.GetBytes(),
 		Checksum:      checksum,
+		Gaps:          p.GetGapCount(),
 	}
 }
 

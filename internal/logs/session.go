@@ -244,6 +244,7 @@ func (f *follower) complete(ctx context.Context, stream logsv1.LogService_Stream
 		LineCount: end.Sequence,
 		ByteCount: end.Bytes,
 		Checksum:  checksumBytes(end.Checksum),
+		GapCount:  end.Gaps,
 	}}})
 	if err != nil {
 		return fmt.Errorf("completing the log: %w", err)

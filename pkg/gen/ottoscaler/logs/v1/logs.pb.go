@@ -424,7 +424,9 @@ type Position struct {
 	// Go's hash/crc64 computes it with its ECMA table) of all lines up to here, each
 	// followed by one line feed: 8 bytes, the most significant first. It is not a
 	// number, because some languages' numbers would not hold it. Empty is zero.
-	Checksum      []byte `protobuf:"bytes,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	Checksum []byte `protobuf:"bytes,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// gap_count is how many of the entries up to here are gaps.
+	GapCount      uint64 `protobuf:"varint,7,opt,name=gap_count,json=gapCount,proto3" json:"gap_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -492,6 +494,13 @@ func (x *Position) GetChecksum() []byte {
 		return x.Checksum
 	}
 	return nil
+}
+
+func (x *Position) GetGapCount() uint64 {
+	if x != nil {
+		return x.GapCount
+	}
+	return 0
 }
 
 // StreamLogsRequest is a message from the relay.
@@ -1498,13 +1507,14 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"\x06limits\x18\x01 \x01(\v2\x1a.ottoscaler.logs.v1.LimitsR\x06limits\"W\n" +
 	"\x06Limits\x12&\n" +
 	"\x0fmax_batch_bytes\x18\x01 \x01(\rR\rmaxBatchBytes\x12%\n" +
-	"\x0ewindow_batches\x18\x02 \x01(\rR\rwindowBatches\"\xb6\x01\n" +
+	"\x0ewindow_batches\x18\x02 \x01(\rR\rwindowBatches\"\xd3\x01\n" +
 	"\bPosition\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12&\n" +
 	"\x0flines_in_second\x18\x03 \x01(\rR\rlinesInSecond\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bchecksum\x18\x06 \x01(\fR\bchecksumJ\x04\b\x05\x10\x06\"\xe9\x03\n" +
+	"\bchecksum\x18\x06 \x01(\fR\bchecksum\x12\x1b\n" +
+	"\tgap_count\x18\a \x01(\x04R\bgapCountJ\x04\b\x05\x10\x06\"\xe9\x03\n" +
 	"\x11StreamLogsRequest\x12@\n" +
 	"\x04open\x18\x01 \x01(\v2*.ottoscaler.logs.v1.StreamLogsRequest.OpenH\x00R\x04open\x121\n" +
 	"\x05batch\x18\x02 \x01(\v2\x19.ottoscaler.logs.v1.BatchH\x00R\x05batch\x12L\n" +
