@@ -157,7 +157,7 @@ func (p *program) stop(signal os.Signal) error {
 	return p.command.Wait()
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

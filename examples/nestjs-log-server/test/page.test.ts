@@ -261,7 +261,6 @@ test('the page hears again from a server that was killed, without a line twice',
   await server.begin();
   stream = new RelayStream(to);
   await stream.open('live');
-  stream.gaps = 1;
   await send({}, 'the server is back');
   await tail('the server is back').waitFor({ timeout: 60_000 });
   await page.locator('#link[data-state=live]').waitFor();
