@@ -272,18 +272,26 @@ func ownLogs(t *testing.T, s *suite) {
 	}
 }
 
+// All streams are open at the same time, and all have lines under way.
 func manyWorkers(t *testing.T, s *suite) {
 	client := s.client(t)
-	for i := range 50 {
-		t.Run(fmt.Sprint(i), func(t *testing.T) {
-			t.Parallel()
-			r := open(t, client, instance(worker(t, client)))
-			for line := range 20 {
-				r.append(fmt.Sprintf("line %d of worker %d", line, i))
+	var relays []*relay
+	for range 200 {
+		relays = append(relays, open(t, client, instance(worker(t, client))))
+	}
+	for round := range 5 {
+		for i, r := range relays {
+			for range 3 {
+				r.sendBatch(r.batch(fmt.Sprintf("round %d of worker %d", round, i), "another line"))
 			}
-			r.completes()
-			r.wantClosed()
-		})
+		}
+		for _, r := range relays {
+			r.stored(r.count.sequence)
+		}
+	}
+	for _, r := range relays {
+		r.completes()
+		r.wantClosed()
 	}
 }
 
