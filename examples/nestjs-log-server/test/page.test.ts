@@ -282,6 +282,17 @@ test('the end of a worker is seen', async () => {
   await shot('ended');
 });
 
+test('the end stays in sight when the window changes', async () => {
+  for (const [width, height] of [[400, 700], [1280, 500], [1280, 800]] as const) {
+    await page.setViewportSize({ width, height });
+    await page.waitForFunction(() => {
+      const log = document.querySelector('#log')!;
+      return log.scrollHeight > log.clientHeight && log.scrollHeight - log.scrollTop - log.clientHeight < 4;
+    });
+    assert.ok(await page.getByLabel('Follow').isChecked());
+  }
+});
+
 test('a log is downloaded byte for byte', async () => {
   const downloading = page.waitForEvent('download');
   await page.getByRole('link', { name: 'Download' }).click();
