@@ -36,6 +36,10 @@ bin: ## Compile the programs to bin/
 image: ## Make the images: in Docker where it runs (BASE_IMAGE, BUILD_IMAGE), else as archives in build/images
 	@GO="$(GO)" DOCKER="$(DOCKER)" scripts/image "$(IMAGE_TAG)"
 
+.PHONY: image-log-server
+image-log-server: ## Make the image of the NestJS log server, in Docker (NODE_IMAGE)
+	@DOCKER="$(DOCKER)" scripts/image-log-server "$(IMAGE_TAG)"
+
 .PHONY: generate
 generate: ## Generate Go from proto/
 	$(call tool,buf) generate

@@ -49,7 +49,7 @@ func TestConformance(t *testing.T) {
 func reference(t *testing.T) logconformance.Server {
 	t.Helper()
 	dir := t.TempDir()
-	var listen = "127.0.0.1:0"
+	listen := "127.0.0.1:0"
 	var running *grpc.Server
 	begin := func(context.Context) error {
 		if running != nil {

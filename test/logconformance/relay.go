@@ -61,7 +61,7 @@ func open(t *testing.T, client logsv1.LogServiceClient, log *logsv1.StreamLogsRe
 		t.Fatal("the answer to Open is not Opened")
 	}
 	if at := r.opened.GetResume(); at != nil {
-		r.count = counted{sequence: at.GetSequence(), bytes: at.GetBytes()}
+		r.count = counted{sequence: at.GetSequence(), bytes: at.GetBytes(), gaps: at.GetGapCount()}
 		if sum := at.GetChecksum(); len(sum) == 8 {
 			r.count.sum = binary.BigEndian.Uint64(sum)
 		}
@@ -106,12 +106,12 @@ func (r *relay) batch(lines ...string) *logsv1.Batch {
 
 // gap makes a batch that is a gap.
 func (r *relay) gap() *logsv1.Batch {
+	r.count.gaps++
 	b := r.batch("")
 	b.Gap = &logsv1.Gap{
 		Reason: "rotated", Message: "the node removed lines",
 		FromTime: &timestamppb.Timestamp{Seconds: began}, ToTime: &timestamppb.Timestamp{Seconds: began + 60}, LineCount: 17,
 	}
-	r.count.gaps++
 	return b
 }
 
@@ -123,6 +123,7 @@ func (r *relay) position() *logsv1.Position {
 		LinesInSecond: 4_000_000_007,
 		Bytes:         r.count.bytes,
 		Checksum:      binary.BigEndian.AppendUint64(nil, r.count.sum),
+		GapCount:      r.count.gaps,
 	}
 }
 

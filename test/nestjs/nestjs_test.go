@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -18,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -155,7 +157,7 @@ func (p *program) stop(signal os.Signal) error {
 	return p.command.Wait()
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -163,4 +165,50 @@ func freeAddr(t *testing.T) string {
 	}
 	defer listener.Close() //nolint:errcheck // only its port is wanted
 	return listener.Addr().String()
+}
+
+// reserved are the variables that no value of the chart sets: its template does, or
+// they have no meaning beside the main pod.
+var reserved = map[string]bool{
+	"LISTEN": true, "HTTP_LISTEN": true, "DATA_DIR": true, // the probes, the Service and the volume must know them
+	"HTTP_HOSTS": true, "TLS_CERT_FILE": true, "TLS_KEY_FILE": true, "TLS_CLIENT_CA_FILE": true, "AUTH_TOKEN_FILE": true,
+}
+
+func TestChartKnowsExactlyTheVariablesOfTheServer(t *testing.T) {
+	built(t)
+	command := exec.CommandContext(t.Context(), "node", "dist/src/main.js", "--help")
+	command.Dir = folder
+	help, err := command.Output()
+	if err != nil {
+		t.Fatalf("--help: %v", err)
+	}
+	want := map[string]bool{}
+	for _, match := range regexp.MustCompile(`(?m)^  ([A-Z][A-Z0-9_]+) `).FindAllSubmatch(help, -1) {
+		if name := string(match[1]); !reserved[name] {
+			want[name] = true
+		}
+	}
+	content, err := os.ReadFile("../../charts/ottoscaler/values.schema.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema struct {
+		Properties struct {
+			LogServer struct {
+				Properties struct {
+					Env struct{ Properties map[string]any }
+				}
+			}
+		}
+	}
+	if err := json.Unmarshal(content, &schema); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for name := range schema.Properties.LogServer.Properties.Env.Properties {
+		got[name] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("logServer.env: variables of --help (-) and of values.schema.json (+):\n%s\n%s", diff, help)
+	}
 }

@@ -42,6 +42,37 @@ ottoscaler.dev/user: {{ . }}
 {{- end -}}
 {{- end -}}
 
+{{/* The log server that logServer.enabled installs. */}}
+{{- define "ottoscaler.logServerName" -}}
+{{ include "ottoscaler.fullname" . }}-logs
+{{- end -}}
+
+{{- define "ottoscaler.logServerSelectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ include "ottoscaler.fullname" . }}
+app.kubernetes.io/component: log-server
+{{- end -}}
+
+{{- define "ottoscaler.logServerImage" -}}
+{{- with .Values.logServer.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the relay sends to: where it is told, else to the log server beside it. */}}
+{{- define "ottoscaler.logServerAddr" -}}
+{{- $told := get .Values.logRelay.env "LOG_SERVER_ADDR" -}}
+{{- if $told -}}
+{{ $told }}
+{{- else if .Values.logServer.enabled -}}
+{{ include "ottoscaler.logServerName" . }}.{{ .Release.Namespace }}.svc:50051
+{{- end -}}
+{{- end -}}
+
 {{/* Numbers of values are floats by the time they get here; 1000000 must not become 1e+06. */}}
 {{- define "ottoscaler.scalar" -}}
 {{- if kindIs "float64" . }}{{ printf "%.0f" . }}{{ else }}{{ toString . }}{{ end -}}
@@ -174,8 +205,8 @@ that may have permissions. */}}
 {{- if not (get .Values.consumer.env "REDIS_HOST") -}}
 {{- fail "consumer.env.REDIS_HOST is not set: the consumer would not know which Redis to read" -}}
 {{- end -}}
-{{- if not (get .Values.logRelay.env "LOG_SERVER_ADDR") -}}
-{{- fail "logRelay.env.LOG_SERVER_ADDR is not set: the log relay would not know where to send the lines" -}}
+{{- if not (include "ottoscaler.logServerAddr" .) -}}
+{{- fail "logRelay.env.LOG_SERVER_ADDR is not set, and logServer.enabled is false: the log relay would not know where to send the lines" -}}
 {{- end -}}
 {{- range $key := list "consumer" "scaler" "logRelay" -}}
 {{- $drain := get (get $.Values $key).env "DRAIN_TIMEOUT" | default "20s" -}}

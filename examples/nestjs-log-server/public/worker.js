@@ -410,6 +410,7 @@ view.addEventListener('click', (/** @type {MouseEvent} */ event) => {
     showCount();
   }
 });
+new ResizeObserver(stick).observe(view);
 focusOnSlash(query);
 setInterval(() => worker && worker.finishedMs === null && showWorker(), 1000); // its duration
 await begin();

@@ -261,7 +261,6 @@ test('the page hears again from a server that was killed, without a line twice',
   await server.begin();
   stream = new RelayStream(to);
   await stream.open('live');
-  stream.gaps = 1;
   await send({}, 'the server is back');
   await tail('the server is back').waitFor({ timeout: 60_000 });
   await page.locator('#link[data-state=live]').waitFor();
@@ -281,6 +280,17 @@ test('the end of a worker is seen', async () => {
   assert.equal(await page.locator('#exit').innerText(), 'exit 0');
   assert.match(await page.locator('#verdict').innerText(), /1 gap · complete, checksum matches/);
   await shot('ended');
+});
+
+test('the end stays in sight when the window changes', async () => {
+  for (const [width, height] of [[400, 700], [1280, 500], [1280, 800]] as const) {
+    await page.setViewportSize({ width, height });
+    await page.waitForFunction(() => {
+      const log = document.querySelector('#log')!;
+      return log.scrollHeight > log.clientHeight && log.scrollHeight - log.scrollTop - log.clientHeight < 4;
+    });
+    assert.ok(await page.getByLabel('Follow').isChecked());
+  }
 });
 
 test('a log is downloaded byte for byte', async () => {

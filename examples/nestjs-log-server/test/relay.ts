@@ -101,6 +101,7 @@ export class RelayStream {
     if (opened?.resume) {
       this.sequence = opened.resume.sequence;
       this.bytes = opened.resume.bytes;
+      this.gaps = opened.resume.gapCount;
       this.sum = Crc64.from(opened.resume.checksum);
     }
     return opened!;
@@ -138,6 +139,7 @@ export class RelayStream {
       linesInSecond: 7,
       bytes: this.bytes,
       checksum: this.sum.bytes(),
+      gapCount: this.gaps,
     };
   }
 
@@ -149,7 +151,7 @@ export class RelayStream {
 
   /** The next batch, which is a gap. */
   gap(reason: string, message: string, lineCount = 0, fromSeconds = 1_790_000_000): Batch {
-    this.gaps++;
+    this.gaps++; // before its own position is made
     return this.batch([''], { gap: { reason, message, lineCount, fromTime: { seconds: fromSeconds }, toTime: { seconds: fromSeconds + 2 } } });
   }
 

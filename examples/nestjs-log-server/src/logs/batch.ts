@@ -65,6 +65,7 @@ function positionRecord(position: NonNullable<Batch['end']>): PositionRecord {
     linesInSecond: position.linesInSecond,
     bytes: position.bytes,
     checksum: Uint8Array.from(position.checksum), // a copy of 8 bytes, not of the message around it
+    gapCount: position.gapCount,
   };
 }
 

@@ -18,6 +18,7 @@ export interface PositionRecord {
   linesInSecond: number;
   bytes: number;
   checksum: Uint8Array;
+  gapCount: number;
 }
 
 export interface GapRecord {

@@ -20,7 +20,7 @@ interface LogState {
 type LogRow = [
   worker: number, lines: number, bytes: number, gaps: number, checksum: Buffer,
   endSeconds: number | null, endNanos: number | null, endLinesInSecond: number, endBytes: number, endChecksum: Buffer,
-  complete: number,
+  endGaps: number, complete: number,
 ];
 
 const pruneAtOnce = 10;
@@ -139,13 +139,13 @@ export class Writer {
 
   private loadLog(log: number): LogState {
     const row = this.statements.loadLog.get(log) as LogRow;
-    const [worker, lines, bytes, gaps, checksum, endSeconds, endNanos, endLinesInSecond, endBytes, endChecksum, complete] = row;
+    const [worker, lines, bytes, gaps, checksum, endSeconds, endNanos, endLinesInSecond, endBytes, endChecksum, endGaps, complete] = row;
     const state: LogState = {
       log, worker, epoch: 0, complete: complete === 1, lines, bytes, gaps, checksum: Crc64.from(checksum), end: null,
     };
     if (lines > 0) {
       const time = endSeconds === null ? null : { seconds: endSeconds, nanos: endNanos! };
-      state.end = { sequence: lines, time, linesInSecond: endLinesInSecond, bytes: endBytes, checksum: endChecksum };
+      state.end = { sequence: lines, time, linesInSecond: endLinesInSecond, bytes: endBytes, checksum: endChecksum, gapCount: endGaps };
     }
     this.logs.set(log, state);
     return state;
@@ -161,7 +161,7 @@ export class Writer {
   private saveLog(s: LogState): void {
     this.statements.saveLog.run(
       s.lines, s.bytes, s.gaps, s.checksum.bytes(), s.end?.time?.seconds ?? null, s.end?.time?.nanos ?? null,
-      s.end?.linesInSecond ?? 0, s.end?.bytes ?? 0, s.end?.checksum ?? Buffer.alloc(0), s.log,
+      s.end?.linesInSecond ?? 0, s.end?.bytes ?? 0, s.end?.checksum ?? Buffer.alloc(0), s.end?.gapCount ?? 0, s.log,
     );
   }
 
@@ -325,7 +325,7 @@ function prepare(db: Database.Database) {
     findLog: db.prepare('SELECT id FROM logs WHERE worker = ? AND container = ? AND restart_count = ?').raw(),
     loadLog: db
       .prepare(
-        `SELECT worker, lines, bytes, gaps, checksum, end_seconds, end_nanos, end_lines_in_second, end_bytes, end_checksum, complete
+        `SELECT worker, lines, bytes, gaps, checksum, end_seconds, end_nanos, end_lines_in_second, end_bytes, end_checksum, end_gaps, complete
          FROM logs WHERE id = ?`,
       )
       .raw(),
@@ -335,7 +335,7 @@ function prepare(db: Database.Database) {
     ),
     saveLog: db.prepare(
       `UPDATE logs SET lines = ?, bytes = ?, gaps = ?, checksum = ?,
-         end_seconds = ?, end_nanos = ?, end_lines_in_second = ?, end_bytes = ?, end_checksum = ? WHERE id = ?`,
+         end_seconds = ?, end_nanos = ?, end_lines_in_second = ?, end_bytes = ?, end_checksum = ?, end_gaps = ? WHERE id = ?`,
     ),
     complete: db.prepare('UPDATE logs SET complete = 1, matches = ?, mismatch = ? WHERE id = ?'),
     finish: db.prepare('UPDATE workers SET finished_ms = ?, reason = ?, message = ? WHERE id = ? AND finished_ms IS NULL'),
