@@ -95,6 +95,8 @@ type follower struct {
 	overdue context.Context //nolint:containedctx // it is a signal that costs no goroutine to wait for
 	// mask replaces what must not leave the pod in a line. Nil for none.
 	mask func(line []byte) []byte
+	// beginning is what is known about the time before the first line.
+	beginning beginning
 
 	// What run leaves: the last acknowledged line, and, if the log is overdue, what was
 	// read behind it, and whether that is all there was.
@@ -208,6 +210,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			}
 			return true
 		}
+		opened := time.Now()
 		progress, err := f.readOnce(ctx, generation, state, byTime)
 		if progress {
 			attempt.Progress()
@@ -221,6 +224,9 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		case ctx.Err() != nil || errors.Is(err, errMoved):
 			return false
 		case err == nil && state.Ended && !progress:
+			if why, doubtful := f.beginning.doubt(state, opened, 0); doubtful && f.window.end().Sequence == 0 {
+				f.gap(ctx, generation, reasonRotated, why, nil)
+			}
 			if byTime && !f.window.end().behindGap() {
 				f.gap(ctx, generation, reasonRotated, "the last line was not found again, and none came after it", nil)
 			}
@@ -301,7 +307,7 @@ func unreadable(err error) bool {
 // readOnce reads from the window's tail until the log ends, in which case the
 // error is nil, or breaks. It reports whether it has added lines.
 func (f *follower) readOnce(ctx context.Context, generation int, state State, byTime bool) (progress bool, err error) {
-	from := f.window.end()
+	from, opened := f.window.end(), time.Now()
 	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended}
 	body, err := f.open(ctx, read)
 	if err != nil {
@@ -310,13 +316,22 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	defer body.Close() //nolint:errcheck // nothing was written
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
-	lines := newLineReader(body, f.metrics.cutLines.Inc)
+	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
+	lines := newLineReader(watched.in, f.metrics.cutLines.Inc)
 	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
 	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
 
 	stamp, text, err := f.find(lines, from, byTime, generation)
+	if from.Sequence == 0 && err == nil {
+		if why, doubtful := f.beginning.doubt(state, opened, stamp); doubtful {
+			f.gap(ctx, generation, reasonRotated, why, timestamp(stamp))
+		}
+	}
 	for ; err == nil; stamp, text, err = lines.next() {
+		if watched.jumped(stamp) {
+			f.gap(ctx, generation, reasonRotated, "the log was read so slowly that the node may have put away a part of it", timestamp(stamp))
+		}
 		watch.steps.Add(1)
 		text = f.masked(text)
 		if err := f.window.add(ctx, generation, hold, stamp, text); err != nil {
@@ -327,6 +342,9 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	}
 	if watch.stuck.Load() {
 		return progress, errStuck
+	}
+	if from.Sequence == 0 && !progress {
+		f.beginning.silent(opened, time.Now())
 	}
 	switch {
 	case errors.Is(err, io.EOF):

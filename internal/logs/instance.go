@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"strconv"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 	corev1 "k8s.io/api/core/v1"
@@ -60,6 +61,9 @@ type State struct {
 	// Gone says that nobody can read its log any more: the pod is gone, or two
 	// newer instances have begun and the kubelet keeps only one old log.
 	Gone bool
+	// Began and Finished are when its process did, in whole seconds, or zero where the
+	// cluster does not tell.
+	Began, Finished time.Time
 }
 
 // instancesOf lists the instances that a pod's status tells of: those that run or
@@ -116,9 +120,18 @@ func stateOf(pod *corev1.Pod, in Instance) State {
 		case behind == 0:
 			// Waiting alone is no end: a kubelet that has just restarted may show it
 			// for a container that runs.
-			state.Ended = state.Ended || status.State.Terminated != nil || latestRun(status) != nil
+			ended := latestRun(status)
+			state.Ended = state.Ended || status.State.Terminated != nil || ended != nil
+			if running := status.State.Running; running != nil {
+				state.Began = running.StartedAt.Time
+			} else if ended != nil {
+				state.Began, state.Finished = ended.StartedAt.Time, ended.FinishedAt.Time
+			}
 		case behind == 1:
 			state = State{Ended: true, Previous: true}
+			if before := status.LastTerminationState.Terminated; before != nil {
+				state.Began, state.Finished = before.StartedAt.Time, before.FinishedAt.Time
+			}
 		case behind > 1:
 			state = State{Ended: true, Gone: true}
 		}

@@ -192,7 +192,11 @@ func (r *rig) set(s State) {
 // end ends the instance, first in the log and then in the cluster, as it happens.
 func (r *rig) end() {
 	r.source.End()
-	r.set(State{Ended: true})
+	r.mu.Lock()
+	state := r.state
+	r.mu.Unlock()
+	state.Ended = true
+	r.set(state)
 }
 
 func (r *rig) start(ctx context.Context) {
