@@ -10,12 +10,14 @@ import (
 	"os"
 	"sync"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
+	"github.com/ottoscaler/ottoscaler/internal/logs/link"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
 )
@@ -52,7 +54,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 	// The log server. It is no part of our health: without it the logs wait in the
 	// cluster, and a restart of this container would help nobody.
-	server, err := logs.Dial(cfg.LogServerAddr)
+	way := cfg.link()
+	way.Registry, way.Log = registry, log
+	server, err := link.Dial(way)
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}
@@ -79,12 +83,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, support := errgroup.WithContext(support)
 	group.Go(func() error { return health.Run(support, cfg.HealthAddr) })
 	group.Go(func() error { return pods.Run(support) })
+	group.Go(func() error { return server.Run(support) })
 	group.Go(func() error {
 		defer release()
 		relaying, stop := context.WithCancel(ctx)
 		defer stop()
 		defer context.AfterFunc(support, stop)() // when a part of the support fails
-		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr)
+		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr,
+			"tls", way.TLS, "gzip", way.Gzip, "connections", way.Connections)
 		return relay.Run(relaying)
 	})
 	return group.Wait()

@@ -75,6 +75,48 @@ func TestOnlyTheConsumerHasTheRedisPassword(t *testing.T) {
 	}
 }
 
+func TestOnlyTheLogRelayHasTheCredentialsOfTheLogServer(t *testing.T) {
+	pod := one[*appsv1.Deployment](t, render(t, "ottoscaler", load(t, "testdata/everything.yaml"))).Spec.Template.Spec
+	var want, got []string
+	for _, v := range pod.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, source := range v.Projected.Sources {
+			if source.Secret != nil {
+				want = append(want, v.Name+" "+source.Secret.Name)
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"log-server log-server-ca", "log-server log-relay-cert", "log-server log-relay-token"}, want); diff != "" {
+		t.Errorf("Secrets in volumes (-want +got):\n%s", diff)
+	}
+	for _, c := range pod.Containers {
+		for _, m := range c.VolumeMounts {
+			if m.Name == "log-server" {
+				got = append(got, c.Name)
+				if !m.ReadOnly {
+					t.Errorf("%s may write there", c.Name)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"log-relay"}, got); diff != "" {
+		t.Errorf("containers that see them (-want +got):\n%s", diff)
+	}
+	relay := container(t, one[*appsv1.Deployment](t, render(t, "ottoscaler", load(t, "testdata/everything.yaml"))), "log-relay")
+	for name, want := range map[string]string{
+		"LOG_SERVER_CA_FILE":    "/etc/ottoscaler/log-server/ca.crt",
+		"LOG_SERVER_CERT_FILE":  "/etc/ottoscaler/log-server/tls.crt",
+		"LOG_SERVER_KEY_FILE":   "/etc/ottoscaler/log-server/tls.key",
+		"LOG_SERVER_TOKEN_FILE": "/etc/ottoscaler/log-server/token",
+	} {
+		if got := variable(t, relay, name).Value; got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+}
+
 func TestOnlyScalerAndLogRelayHaveTheKubernetesToken(t *testing.T) {
 	for _, file := range valuesFiles(t) {
 		r := render(t, "ottoscaler", load(t, file))

@@ -18,19 +18,20 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/ottoscaler/ottoscaler/internal/logs/link/linktest"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
 func TestTroubleIsExplained(t *testing.T) {
-	ours, theirs := newAuthority(t), newAuthority(t)
-	roots, otherRoots := file(t, ours.pem), file(t, theirs.pem)
-	cert, key := ours.issue("relay", inAnHour)
+	ours, theirs := linktest.NewAuthority(t), linktest.NewAuthority(t)
+	roots, otherRoots := file(t, ours.PEM), file(t, theirs.PEM)
+	cert, key := ours.Issue("relay", inAnHour)
 	certFile, keyFile := file(t, cert), file(t, key)
-	expired, expiredKey := ours.issue("relay", time.Now().Add(-time.Hour))
-	secure := func(clients *authority) []grpc.ServerOption {
-		return []grpc.ServerOption{grpc.Creds(ours.serverCredentials(inAnHour, clients))}
+	expired, expiredKey := ours.Issue("relay", time.Now().Add(-time.Hour))
+	secure := func(clients *linktest.Authority) []grpc.ServerOption {
+		return []grpc.ServerOption{grpc.Creds(ours.ServerCredentials(inAnHour, clients))}
 	}
-	overdue := grpc.Creds(ours.serverCredentials(time.Now().Add(-time.Hour), nil))
+	overdue := grpc.Creds(ours.ServerCredentials(time.Now().Add(-time.Hour), nil))
 
 	for _, row := range []struct {
 		name    string
@@ -92,11 +93,11 @@ func TestServerThatIsNoLogServerIsExplained(t *testing.T) {
 }
 
 func TestTLSBothWays(t *testing.T) {
-	ours, clients := newAuthority(t), newAuthority(t)
-	s := serve(t, nil, grpc.Creds(ours.serverCredentials(inAnHour, clients)))
-	cert, key := clients.issue("relay", inAnHour)
-	options := Options{Addr: s.addr, TLS: true, CAFile: file(t, ours.pem), CertFile: file(t, cert), KeyFile: file(t, key)}
-	for _, name := range []string{"", serverName} {
+	ours, clients := linktest.NewAuthority(t), linktest.NewAuthority(t)
+	s := serve(t, nil, grpc.Creds(ours.ServerCredentials(inAnHour, clients)))
+	cert, key := clients.Issue("relay", inAnHour)
+	options := Options{Addr: s.addr, TLS: true, CAFile: file(t, ours.PEM), CertFile: file(t, cert), KeyFile: file(t, key)}
+	for _, name := range []string{"", linktest.ServerName} {
 		options.ServerName = name
 		if err := register(t, dial(t, options)); err != nil {
 			t.Errorf("server name %q: %v", name, err)
@@ -105,35 +106,35 @@ func TestTLSBothWays(t *testing.T) {
 }
 
 func TestFilesThatAreReplacedAreUsedAtTheNextHandshake(t *testing.T) {
-	oldServer, oldClients := newAuthority(t), newAuthority(t)
-	newServer, newClients := newAuthority(t), newAuthority(t)
+	oldServer, oldClients := linktest.NewAuthority(t), linktest.NewAuthority(t)
+	newServer, newClients := linktest.NewAuthority(t), linktest.NewAuthority(t)
 	dir := t.TempDir()
 	ca, cert, key := filepath.Join(dir, "ca.crt"), filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
-	lay := func(roots []byte, clients *authority) {
-		c, k := clients.issue("relay", inAnHour)
-		write(t, ca, roots)
-		write(t, cert, c)
-		write(t, key, k)
+	lay := func(roots []byte, clients *linktest.Authority) {
+		c, k := clients.Issue("relay", inAnHour)
+		linktest.Write(t, ca, roots)
+		linktest.Write(t, cert, c)
+		linktest.Write(t, key, k)
 	}
-	lay(oldServer.pem, oldClients)
-	s := serve(t, nil, grpc.Creds(oldServer.serverCredentials(inAnHour, oldClients)))
+	lay(oldServer.PEM, oldClients)
+	s := serve(t, nil, grpc.Creds(oldServer.ServerCredentials(inAnHour, oldClients)))
 	var told story
 	l := dial(t, Options{Addr: s.addr, TLS: true, CAFile: ca, CertFile: cert, KeyFile: key, Log: told.log()})
 	eventually(t, l)
 
 	// The server is renewed first: it is refused until the files follow.
-	s = serve(t, s, grpc.Creds(newServer.serverCredentials(inAnHour, newClients)))
+	s = serve(t, s, grpc.Creds(newServer.ServerCredentials(inAnHour, newClients)))
 	if err := register(t, l); err == nil {
 		t.Fatal("a server with the certificate of another authority is trusted")
 	}
-	lay(newServer.pem, newClients)
+	lay(newServer.PEM, newClients)
 	eventually(t, l)
 
 	// Half a file changes nothing, and is reported once.
-	write(t, key, []byte("-----BEGIN PRIVATE KEY-----\n"))
-	s = serve(t, s, grpc.Creds(newServer.serverCredentials(inAnHour, newClients)))
+	linktest.Write(t, key, []byte("-----BEGIN PRIVATE KEY-----\n"))
+	s = serve(t, s, grpc.Creds(newServer.ServerCredentials(inAnHour, newClients)))
 	eventually(t, l)
-	serve(t, s, grpc.Creds(newServer.serverCredentials(inAnHour, newClients)))
+	serve(t, s, grpc.Creds(newServer.ServerCredentials(inAnHour, newClients)))
 	eventually(t, l)
 	if lines := told.lines(); len(lines) != 1 || !strings.Contains(lines[0], "stay as they were") || !strings.Contains(lines[0], key) {
 		t.Errorf("it logs %q", lines)
@@ -141,9 +142,9 @@ func TestFilesThatAreReplacedAreUsedAtTheNextHandshake(t *testing.T) {
 }
 
 func TestFilesThatCannotBeUsedAreAnErrorAtOnce(t *testing.T) {
-	a := newAuthority(t)
-	cert, _ := a.issue("relay", inAnHour)
-	_, otherKey := a.issue("relay", inAnHour)
+	a := linktest.NewAuthority(t)
+	cert, _ := a.Issue("relay", inAnHour)
+	_, otherKey := a.Issue("relay", inAnHour)
 	for _, options := range []Options{
 		{TLS: true, CAFile: "/nowhere"},
 		{TLS: true, CAFile: file(t, []byte("no PEM"))},
@@ -174,7 +175,7 @@ func TestTokenIsReadAgainForEachCall(t *testing.T) {
 	if err := register(t, l); status.Code(err) != codes.Unauthenticated {
 		t.Fatalf("with the old token: %v", err)
 	}
-	write(t, path, []byte("second"))
+	linktest.Write(t, path, []byte("second"))
 	if err := register(t, l); err != nil {
 		t.Errorf("with the new token: %v", err)
 	}
@@ -281,12 +282,12 @@ func TestConnectsThroughTheProxyOfTheEnvironment(t *testing.T) {
 		}
 		return
 	}
-	a := newAuthority(t)
-	s := serve(t, nil, grpc.Creds(a.serverCredentials(inAnHour, nil)))
+	a := linktest.NewAuthority(t)
+	s := serve(t, nil, grpc.Creds(a.ServerCredentials(inAnHour, nil)))
 	asked := make(chan string, 10)
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asked <- r.Method + " " + r.Host
-		if r.Host != serverName+":443" {
+		if r.Host != linktest.ServerName+":443" {
 			http.Error(w, "not allowed", http.StatusForbidden)
 			return
 		}
@@ -304,11 +305,11 @@ func TestConnectsThroughTheProxyOfTheEnvironment(t *testing.T) {
 		forward(here, there)
 	}))
 	defer proxy.Close()
-	roots := file(t, a.pem)
-	if out, err := again(t, "LINK_TEST_ADDR="+serverName+":443", "LINK_TEST_CA="+roots, "HTTPS_PROXY="+proxy.URL); err != nil {
+	roots := file(t, a.PEM)
+	if out, err := again(t, "LINK_TEST_ADDR="+linktest.ServerName+":443", "LINK_TEST_CA="+roots, "HTTPS_PROXY="+proxy.URL); err != nil {
 		t.Errorf("through the proxy: %v\n%s", err, out)
 	}
-	if got, want := <-asked, "CONNECT "+serverName+":443"; got != want {
+	if got, want := <-asked, "CONNECT "+linktest.ServerName+":443"; got != want {
 		t.Errorf("the proxy is asked for %q, want %q", got, want)
 	}
 	out, err := again(t, "LINK_TEST_ADDR=else.test:443", "LINK_TEST_CA="+roots, "HTTPS_PROXY="+proxy.URL)

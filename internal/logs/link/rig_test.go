@@ -3,18 +3,9 @@ package link
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -23,11 +14,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/stats"
 	"google.golang.org/grpc/status"
 
+	"github.com/ottoscaler/ottoscaler/internal/logs/link/linktest"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
@@ -35,102 +26,12 @@ import (
 // patience is how long a test waits for what must happen.
 const patience = 20 * time.Second
 
-// serverName is what the certificates of the tests are for, besides 127.0.0.1.
-const serverName = "logs.test"
-
-// An authority signs certificates.
-type authority struct {
-	t    *testing.T
-	cert *x509.Certificate
-	key  *ecdsa.PrivateKey
-	pem  []byte
-}
-
-func newAuthority(t *testing.T) *authority {
-	t.Helper()
-	a := &authority{t: t}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "an authority"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	a.cert, a.key, a.pem, _ = a.sign(template, nil)
-	return a
-}
-
-// sign signs with a's key, or with the certificate's own.
-func (a *authority) sign(template, parent *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey, []byte, []byte) {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	signer := a.key
-	if parent == nil {
-		parent, signer = template, key
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	secret, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	return cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})
-}
-
-// issue returns a certificate of a server or client, and its key, in PEM.
-func (a *authority) issue(name string, notAfter time.Time) (cert, key []byte) {
-	a.t.Helper()
-	_, _, cert, key = a.sign(&x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore:   time.Now().Add(-2 * time.Hour), NotAfter: notAfter,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}, a.cert)
-	return cert, key
-}
-
-// serverCredentials makes a server that shows a certificate of a, and asks clients for one
-// that clients signed.
-func (a *authority) serverCredentials(notAfter time.Time, clients *authority) credentials.TransportCredentials {
-	a.t.Helper()
-	cert, err := tls.X509KeyPair(a.issue(serverName, notAfter))
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	config := &tls.Config{Certificates: []tls.Certificate{cert}}
-	if clients != nil {
-		config.ClientCAs = x509.NewCertPool()
-		config.ClientCAs.AddCert(clients.cert)
-		config.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return credentials.NewTLS(config)
-}
-
 var inAnHour = time.Now().Add(time.Hour)
-
-// write writes a file as Kubernetes does: no reader ever sees a part of it.
-func write(t *testing.T, path string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(path+".new", content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func file(t *testing.T, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "file")
-	write(t, path, content)
+	linktest.Write(t, path, content)
 	return path
 }
 
