@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -198,7 +199,7 @@ func late(from, to net.Conn, by time.Duration) {
 			pieces <- piece{time.Now().Add(by), buffer[:n]}
 		}
 		if err != nil {
-			if err != io.EOF {
+			if !errors.Is(err, io.EOF) {
 				from.Close() //nolint:errcheck // it is broken
 			}
 			return

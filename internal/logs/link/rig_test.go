@@ -46,7 +46,6 @@ type server struct {
 	token       string // that callers must have, if any
 	compression string
 	connections int
-	clients     []string // the names in the certificates of those who called
 }
 
 // serve starts a log server, on the address of the last one if there was one.
