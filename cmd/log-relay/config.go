@@ -9,6 +9,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
 	"github.com/ottoscaler/ottoscaler/internal/logs/link"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 )
 
 // Config is what the environment says.
@@ -43,6 +44,9 @@ type Config struct {
 	// receive window or a limit of streams per connection gets in the way; the
 	// relay warns of both.
 	LogServerConnections int `split_words:"true" default:"1" desc:"connections to the log server, 1 to 64"`
+	// MaskPatterns hide what they match in all logs. What a pool's Secrets hold is
+	// hidden where the pool says so.
+	MaskPatterns string `split_words:"true" desc:"regular expressions, one a line, of what to hide in lines (only their groups, if they have some)"`
 	// MaxWorkers is how many workers are followed at once. Each takes some 75 KiB,
 	// lines aside. The lines that wait for the log server take up to 64 MiB for all
 	// workers together, and past that a batch of 4 KiB, or one longer line, for each.
@@ -75,6 +79,9 @@ func (c Config) Validate() error {
 		problem("LOG_SERVER_ADDR is empty: it is the address of the log server, such as logs.example:50051")
 	}
 	problems = append(problems, c.linkProblems()...)
+	if _, err := mask.ParsePatterns(c.MaskPatterns); err != nil {
+		problem("MASK_PATTERNS: %w", err)
+	}
 	if _, _, err := net.SplitHostPort(c.QueueAddr); err != nil {
 		problem("QUEUE_ADDR is %q: want host:port", c.QueueAddr)
 	}

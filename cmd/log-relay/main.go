@@ -18,6 +18,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
 	"github.com/ottoscaler/ottoscaler/internal/logs/link"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
 )
@@ -52,6 +53,13 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 
+	// What must not be seen in the logs.
+	patterns, err := mask.ParsePatterns(cfg.MaskPatterns)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	secrets := cluster.Secrets(patterns, registry, log)
+
 	// The log server. It is no part of our health: without it the logs wait in the
 	// cluster, and a restart of this container would help nobody.
 	way := cfg.link()
@@ -67,6 +75,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Pods:         pods,
 		Open:         cluster.Open,
 		Exists:       cluster.Exists,
+		Mask:         secrets.Masker,
 		Server:       server,
 		Registry:     registry,
 		Log:          log,
@@ -83,6 +92,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, support := errgroup.WithContext(support)
 	group.Go(func() error { return health.Run(support, cfg.HealthAddr) })
 	group.Go(func() error { return pods.Run(support) })
+	group.Go(func() error { return secrets.Run(support) })
 	group.Go(func() error { return server.Run(support) })
 	group.Go(func() error {
 		defer release()

@@ -28,14 +28,14 @@ func TestEveryWrongVariableIsNamedAtOnce(t *testing.T) {
 	if err := good().Validate(); err != nil {
 		t.Errorf("a good configuration: %v", err)
 	}
-	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere"}.Validate()
+	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere", MaskPatterns: "fine\n["}.Validate()
 	if err == nil {
 		t.Fatal("an empty configuration is accepted")
 	}
 	for _, name := range []string{
 		"NAMESPACE", "INSTANCE_ID", "LOG_SERVER_ADDR", "QUEUE_ADDR", "HEALTH_ADDR", "MAX_WORKERS",
 		"BATCH_LINES", "BATCH_BYTES", "BATCH_LINGER", "DRAIN_TIMEOUT",
-		"LOG_SERVER_TLS", "LOG_SERVER_COMPRESSION", "LOG_SERVER_CONNECTIONS",
+		"LOG_SERVER_TLS", "LOG_SERVER_COMPRESSION", "LOG_SERVER_CONNECTIONS", "MASK_PATTERNS: line 2",
 	} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %q", name, err)

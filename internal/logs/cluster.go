@@ -20,6 +20,7 @@ import (
 // A Cluster is the namespace that the workers of one installation live in.
 type Cluster struct {
 	pods     typedcorev1.PodInterface
+	secrets  typedcorev1.SecretInterface
 	instance string
 }
 
@@ -49,7 +50,7 @@ func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, erro
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{pods: client.Pods(namespace), instance: instance}, nil
+	return &Cluster{pods: client.Pods(namespace), secrets: client.Secrets(namespace), instance: instance}, nil
 }
 
 // Workers lists and watches the installation's worker pods. It calls report with

@@ -11,6 +11,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
@@ -71,7 +72,9 @@ type follower struct {
 	// state returns what the cluster says, and a channel that is closed when it changes.
 	state  func() (State, <-chan struct{})
 	window *window
-	log    *slog.Logger
+	// mask returns what hides secrets in lines; nil for nothing.
+	mask func() *mask.Masker
+	log  *slog.Logger
 }
 
 // errDraining says that a log isn't complete because the relay is to stop.
@@ -234,6 +237,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	lines := newLineReader(body, f.metrics.cutLines.Inc)
+	lines.mask = f.mask
 
 	stamp, text, err := f.find(lines, from, byTime, generation)
 	for ; err == nil; stamp, text, err = lines.next() {

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
@@ -32,6 +33,9 @@ type Options struct {
 	Open OpenFunc
 	// Exists asks the cluster itself whether a pod exists.
 	Exists func(ctx context.Context, name, uid string) (bool, error)
+	// Mask returns what hides a worker's secrets, or nil; it may block until that is
+	// known. Nil hides nothing.
+	Mask func(ctx context.Context, worker *corev1.Pod) (func() *mask.Masker, error)
 	// Server is the connection to the log server.
 	Server grpc.ClientConnInterface
 	// Registry receives the metrics.
@@ -148,7 +152,9 @@ type worker struct {
 	*Relay
 	queue.Delivery[queue.Worker]
 	uid types.UID
-	log *slog.Logger
+	// mask returns what hides the worker's secrets; nil for nothing.
+	mask func() *mask.Masker
+	log  *slog.Logger
 }
 
 // handle follows one worker to its end, or until ctx or the relay ends.
@@ -198,6 +204,11 @@ func (w *worker) follow(ctx context.Context, drain <-chan struct{}) (totals, err
 	first, err := w.appear(calls)
 	if err != nil {
 		return totals{}, err
+	}
+	if first != nil && w.options.Mask != nil {
+		if w.mask, err = w.options.Mask(calls, first); err != nil {
+			return totals{}, err
+		}
 	}
 	limits, err := w.register(calls, first)
 	if err != nil {
@@ -296,6 +307,9 @@ func (w *worker) finish(ctx context.Context, last *corev1.Pod) error {
 	if last != nil {
 		request.Containers = endsOf(last)
 		request.Reason, request.Message = last.Status.Reason, last.Status.Message
+		if w.mask != nil {
+			hideEnds(w.mask(), request)
+		}
 	} else {
 		request.Reason, request.Message = "Gone", "the pod was gone before its logs were read"
 	}
@@ -385,6 +399,7 @@ func (w *worker) follower(in Instance, limits windowLimits) *follower {
 		followerConfig: w.followerConfig,
 		instance:       in,
 		window:         newWindow(limits, w.budget),
+		mask:           w.mask,
 		log:            w.log.With("container", in),
 		state: func() (State, <-chan struct{}) {
 			seen, changed := w.look()

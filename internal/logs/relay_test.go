@@ -19,6 +19,7 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 )
@@ -31,6 +32,7 @@ type relayRig struct {
 	cluster  *cachetesting.FakeControllerSource
 	server   *serverRig
 	registry *prometheus.Registry
+	mask     func(context.Context, *corev1.Pod) (func() *mask.Masker, error)
 	stop     context.CancelFunc
 	stopped  chan error
 
@@ -63,7 +65,7 @@ func (r *relayRig) start() {
 	}
 	r.registry = prometheus.NewRegistry()
 	relay := NewRelay(Options{
-		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Server: r.server.conn, Registry: r.registry,
+		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Mask: r.mask, Server: r.server.conn, Registry: r.registry,
 		Log: slog.New(slog.DiscardHandler), BatchLinger: time.Millisecond, DrainTimeout: 5 * time.Second, EndWait: 20 * time.Millisecond,
 		Policy: backoff.Policy{Initial: time.Millisecond, Max: 20 * time.Millisecond},
 	})
