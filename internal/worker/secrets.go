@@ -8,6 +8,17 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
+// Secrets returns the names of the Secrets that the pool's template refers to,
+// sorted. Whoever hides them must be allowed to read them.
+func (p *Pool) Secrets() []string {
+	var names []string
+	for _, ref := range secretsOf(p.Template.Spec) {
+		names = append(names, ref.Name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
 // secretsOf returns what a pod uses of Secrets: variables and volumes of all its
 // containers. What the kubelet or a driver uses for itself, such as the
 // credentials for an image, no worker can print.

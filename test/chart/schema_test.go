@@ -47,6 +47,7 @@ func TestTypoInValuesIsRefused(t *testing.T) {
 		{"a secret", "consumer.env.REDIS_PASSWORD", "hunter2", "REDIS_PASSWORD"},
 		{"what the template sets", "scaler.env.NAMESPACE", "default", "NAMESPACE"},
 		{"an override", "pools.default.overrides.maxCpu", "2", "maxCpu"},
+		{"what to do with logs", "pools.default.logs.maskSecret", true, "maskSecret"},
 		{"a part of the image", "image.tags", "v1", "tags"},
 		{"a duration without a unit", "consumer.env.RECLAIM_AFTER", "60", "RECLAIM_AFTER"},
 		{"a number in words", "logRelay.env.BATCH_LINES", "many", "BATCH_LINES"},

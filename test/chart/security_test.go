@@ -2,6 +2,7 @@ package chart_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,6 +12,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+
+	"github.com/ottoscaler/ottoscaler/internal/worker"
 )
 
 const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -224,6 +227,53 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		}
 		if object.GetNamespace() != namespace {
 			t.Errorf("%T %s is in namespace %q", object, object.GetName(), object.GetNamespace())
+		}
+	}
+}
+
+// What may be read is exactly what the scaler writes on the workers of the pools that ask.
+func TestOnlySecretsThatAPoolAsksToHideMayBeRead(t *testing.T) {
+	spec := values{
+		"initContainers": []any{values{"name": "clone", "image": "i", "env": []any{
+			values{"name": "T", "valueFrom": values{"secretKeyRef": values{"name": "git", "key": "token"}}}}}},
+		"containers": []any{values{"name": "agent",
+			"env": []any{
+				values{"name": "A", "value": "plain"},
+				values{"name": "B", "valueFrom": values{"fieldRef": values{"fieldPath": "metadata.name"}}},
+				values{"name": "C", "valueFrom": values{"secretKeyRef": values{"name": "registry", "key": "password"}}}},
+			"envFrom": []any{values{"secretRef": values{"name": "all"}}, values{"configMapRef": values{"name": "other"}}}}},
+		"imagePullSecrets": []any{values{"name": "pull"}},
+		"volumes": []any{
+			values{"name": "a", "secret": values{"secretName": "whole"}},
+			values{"name": "b", "projected": values{"sources": []any{
+				values{"secret": values{"name": "projected"}}, values{"configMap": values{"name": "other"}}, values{"secret": values{"name": "git"}}}}},
+			values{"name": "c", "emptyDir": values{}}},
+	}
+	for _, logs := range []any{nil, values{}, values{"maskSecrets": false}, values{"maskSecrets": true}} {
+		asked := logs != nil && logs.(values)["maskSecrets"] == true
+		vals := minimal()
+		vals["pools"] = values{"default": nil, "other": values{"logs": logs, "template": values{"spec": spec}}}
+		r := render(t, "ottoscaler", roundTrip(t, vals))
+		var got []string
+		for _, right := range permissions(r)["ottoscaler"] {
+			if strings.HasPrefix(right, "secrets ") {
+				got = append(got, right)
+			}
+		}
+		var want []string
+		if asked {
+			file, err := worker.ParsePools([]byte(one[*corev1.ConfigMap](t, r).Data["pools.yaml"]), "agent:1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			names := strings.Join(file.Get("other").Secrets(), " ")
+			if names != "all git projected registry whole" {
+				t.Errorf("the scaler finds %q", names)
+			}
+			want = []string{"secrets get " + names, "secrets list " + names, "secrets watch " + names}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("asked for: %t; rights (-want +got):\n%s", asked, diff)
 		}
 	}
 }

@@ -162,6 +162,32 @@ mount into every container of the pod, with a token that it renews. */}}
 {{- end }}
 {{- end -}}
 
+{{/* The Secrets that the pools with logs.maskSecrets refer to, one a line: what the scaler writes on
+their workers, and the log relay reads. */}}
+{{- define "ottoscaler.maskedSecrets" -}}
+{{- $names := dict -}}
+{{- range .Values.pools -}}
+{{- if get (get (. | default dict) "logs" | default dict) "maskSecrets" -}}
+{{- $spec := dig "template" "spec" dict . -}}
+{{- range concat (get $spec "containers" | default list) (get $spec "initContainers" | default list) -}}
+{{- range get . "env" | default list -}}
+{{- $_ := set $names (dig "valueFrom" "secretKeyRef" "name" "" .) true -}}
+{{- end -}}
+{{- range get . "envFrom" | default list -}}
+{{- $_ := set $names (dig "secretRef" "name" "" .) true -}}
+{{- end -}}
+{{- end -}}
+{{- range get $spec "volumes" | default list -}}
+{{- $_ := set $names (dig "secret" "secretName" "" .) true -}}
+{{- range dig "projected" "sources" list . -}}
+{{- $_ := set $names (dig "secret" "name" "" .) true -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- without (keys $names) "" | sortAlpha | join "\n" -}}
+{{- end -}}
+
 {{/* A Go duration (1m30s) in seconds, as a number with a fraction. */}}
 {{- define "ottoscaler.seconds" -}}
 {{- $sum := 0.0 -}}
