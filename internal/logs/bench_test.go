@@ -96,7 +96,7 @@ func measure(b *testing.B, work func() error) {
 func BenchmarkRelay(b *testing.B) {
 	server := benchServer(b)
 	total := &budget{limit: defaultMemoryBytes}
-	m := newMetrics(prometheus.NewRegistry(), total)
+	m := newMetrics(prometheus.NewRegistry(), total, nil)
 	f := &follower{
 		followerConfig: followerConfig{
 			open: func(_ context.Context, read Read) (io.ReadCloser, error) {
@@ -110,6 +110,7 @@ func BenchmarkRelay(b *testing.B) {
 			sources: &outage{about: unreachable, log: slog.New(slog.DiscardHandler), up: m.sourcesUp},
 			metrics: m, policy: backoff.Default,
 			endWait: time.Millisecond, ackTimeout: time.Minute, closeWait: time.Second,
+			startWait: startWait, silence: silenceTick, probeEvery: probeEvery, rotation: time.Hour,
 		},
 		instance: Instance{PodUID: "uid-1", Pod: "w-1", Container: "agent"},
 		window: newWindow(windowLimits{
@@ -147,11 +148,11 @@ func BenchmarkRawStream(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := w.add(b.Context(), 0, stamp, text); err != nil {
+		if err := w.add(b.Context(), w.generation, nil, stamp, text); err != nil {
 			b.Fatal(err)
 		}
 	}
-	for _, batch := range w.batches {
+	for _, batch := range w.fresh {
 		batches = append(batches, batch.message())
 	}
 	measure(b, func() error {
@@ -192,11 +193,11 @@ func BenchmarkReadLines(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			if err := w.add(b.Context(), 0, stamp, text); err != nil {
+			if err := w.add(b.Context(), w.generation, nil, stamp, text); err != nil {
 				return err
 			}
-			if len(w.batches) > defaultWindow {
-				w.forget(defaultWindow)
+			if len(w.fresh) > defaultWindow {
+				w.void(w.tail)
 			}
 		}
 		return nil

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
@@ -47,6 +48,16 @@ const (
 	// lastTries is how often the log of an ended instance is tried when the
 	// kubelet says that it has none.
 	lastTries = 8
+	// startWait is how long the reading of a log waits for the server to say where to go
+	// on. Without that it begins where the spool ends: the node does not wait with its
+	// rotations until the server is back.
+	startWait = 3 * time.Second
+	// silenceTick is how often a read is looked at that gives nothing. If the instance
+	// has ended meanwhile, the read is stuck.
+	silenceTick = 15 * time.Second
+	// silenceCheck is after how many silent looks a read of a running instance is
+	// compared with what another read finds.
+	silenceCheck = 20
 	// shortTries is how often a log may end before the line to go on behind until
 	// that line counts as lost: a connection that breaks can look like an end.
 	shortTries = 3
@@ -61,6 +72,10 @@ type followerConfig struct {
 	metrics    *metrics
 	policy     backoff.Policy
 	endWait    time.Duration
+	startWait  time.Duration
+	silence    time.Duration // see silenceTick
+	probeEvery time.Duration
+	rotation   time.Duration // how old a stream may become
 	ackTimeout time.Duration
 	closeWait  time.Duration
 }
@@ -72,20 +87,36 @@ type follower struct {
 	// state returns what the cluster says, and a channel that is closed when it changes.
 	state  func() (State, <-chan struct{})
 	window *window
+	log    *slog.Logger
+	// registered is closed when the server knows the worker, and allowed says then what
+	// it allows. Nil if it knows it already.
+	registered <-chan struct{}
+	allowed    func() windowLimits
+	// overdue is closed when nobody waits any longer for the log to be complete.
+	overdue <-chan struct{}
 	// mask returns what hides secrets in lines; nil for nothing.
 	mask func() *mask.Masker
-	log  *slog.Logger
+
+	// What run leaves: the last acknowledged line, and, if the log is overdue, what was
+	// read behind it, and whether that is all there was.
+	acked Cursor
+	left  struct {
+		lines, bytes uint64
+		all          bool
+	}
 }
 
 // errDraining says that a log isn't complete because the relay is to stop.
 var errDraining = errors.New("the relay is shutting down")
+
+// errOverdue says that a log isn't complete, and that nobody waits for it any longer.
+var errOverdue = errors.New("the log server has not acknowledged the log in time")
 
 // run returns nil once the server has the whole log. When drain is closed it
 // sends what is read and returns errDraining. Otherwise it ends with ctx.
 func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
 	f.metrics.followers.Inc()
 	defer f.metrics.followers.Dec()
-	defer f.window.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	read := make(chan struct{})
@@ -100,19 +131,62 @@ func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
 		case <-ctx.Done():
 		}
 	}()
-	err := f.send(ctx)
+	sending, stop := context.WithCancel(ctx)
+	defer stop()
+	if f.overdue != nil {
+		go func() {
+			select {
+			case <-f.overdue:
+				stop()
+			case <-sending.Done():
+			}
+		}()
+	}
+	err := f.awaitRegistration(sending, drain)
+	if err == nil {
+		err = f.send(sending)
+	}
+	if err != nil && sending.Err() != nil && ctx.Err() == nil {
+		err = errOverdue
+	}
 	cancel()
 	<-read
+	f.acked, _ = f.window.settled()
+	if errors.Is(err, errOverdue) {
+		f.left.lines, f.left.bytes, f.left.all = f.window.left()
+		f.metrics.lostLines.WithLabelValues("drain_deadline").Add(float64(f.left.lines))
+	}
+	f.window.release(err == nil || errors.Is(err, errOverdue))
 	return err
+}
+
+// awaitRegistration returns when the server knows the worker. What is read meanwhile
+// goes to the spool.
+func (f *follower) awaitRegistration(ctx context.Context, drain <-chan struct{}) error {
+	if f.registered == nil {
+		return nil
+	}
+	select {
+	case <-f.registered:
+		f.window.allow(f.allowed())
+		return nil
+	case <-drain:
+		return errDraining
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // read puts the log into the window, from wherever the server wants it, as often
 // as the server wants it, until ctx ends.
 func (f *follower) read(ctx context.Context) {
+	patience := time.NewTimer(f.startWait)
 	select {
 	case <-f.window.ready:
+	case <-patience.C:
 	case <-ctx.Done():
 	}
+	patience.Stop()
 	for ctx.Err() == nil {
 		reading, stop := context.WithCancel(ctx)
 		generation := f.window.attach(stop)
@@ -143,7 +217,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		state, _ := f.state()
 		if state.Gone {
 			if !atEnd {
-				f.truncated(ctx, "the pod or its log is gone")
+				f.truncated(ctx, generation, "the pod or its log is gone")
 			}
 			return true
 		}
@@ -160,9 +234,15 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		case ctx.Err() != nil || errors.Is(err, errMoved):
 			return false
 		case err == nil && state.Ended && !progress:
+			if byTime && !f.window.end().behindGap() {
+				f.gap(ctx, generation, reasonRotated, "the last line was not found again, and none came after it", nil)
+			}
 			return true
 		case err == nil && state.Ended:
 			continue // one more read proves that nothing is left
+		case errors.Is(err, errDoubt):
+			byTime = true
+			continue
 		case err == nil || errors.Is(err, errLost) || errors.Is(err, errShort):
 			if errors.Is(err, errShort) {
 				short++
@@ -179,7 +259,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			f.log.WarnContext(ctx, "reading again", "err", err)
 		}
 		if state.Ended && failures >= lastTries && unreadable(err) {
-			f.truncated(ctx, err.Error())
+			f.truncated(ctx, generation, err.Error())
 			return true
 		}
 	}
@@ -205,9 +285,16 @@ func (f *follower) awaitEnd(ctx context.Context) bool {
 	}
 }
 
-func (f *follower) truncated(ctx context.Context, reason string) {
+func (f *follower) truncated(ctx context.Context, generation int, reason string) {
 	f.metrics.truncated.Inc()
-	f.log.WarnContext(ctx, "the end of a log may be missing", "reason", reason, "lines", f.window.end().Sequence)
+	f.gap(ctx, generation, reasonTruncated, reason, nil)
+}
+
+// gap puts a gap into the log.
+func (f *follower) gap(ctx context.Context, generation int, reason, message string, to *timestamppb.Timestamp) {
+	f.metrics.gaps.WithLabelValues(reason).Inc()
+	f.log.WarnContext(ctx, "lines may be missing", "reason", reason, "message", message, "line", f.window.end().Sequence)
+	f.window.addGap(generation, &logsv1.Gap{Reason: reason, Message: message, ToTime: to})
 }
 
 // unreachable reports whether an error is about the way to the logs, and not an
@@ -238,13 +325,21 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	lines := newLineReader(body, f.metrics.cutLines.Inc)
 	lines.mask = f.mask
+	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
+	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
+	defer watch.stop()
 
 	stamp, text, err := f.find(lines, from, byTime, generation)
 	for ; err == nil; stamp, text, err = lines.next() {
-		if err := f.window.add(ctx, generation, stamp, text); err != nil {
+		watch.steps.Add(1)
+		if err := f.window.add(ctx, generation, hold, stamp, text); err != nil {
 			return progress, err
 		}
+		watch.steps.Add(1)
 		progress = true
+	}
+	if watch.stuck.Load() {
+		return progress, errStuck
 	}
 	switch {
 	case errors.Is(err, io.EOF):
@@ -253,7 +348,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, stamp, text)
+		return true, f.window.add(ctx, generation, hold, stamp, text)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:
@@ -288,8 +383,18 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 		}
 		second := floorSecond(stamp)
 		switch count := seen.count(second); {
+		case from.behindGap() && stamp < from.Time:
+		case from.behindGap() && stamp == from.Time:
+			seen.lines-- // it will be counted when it is added
+			f.window.recount(generation, seen)
+			return stamp, text, err
+		case from.behindGap() && !byTime:
+			return 0, nil, errLost
 		case byTime && stamp > from.Time:
 			f.metrics.inexactResumes.Inc()
+			f.gap(context.Background(), generation, reasonRotated, "the node has put away a part of the log that may not have been read to its end", timestamp(stamp))
+			seen.lines-- // it will be counted when it is added
+			f.window.recount(generation, seen)
 			return stamp, text, err
 		case byTime:
 		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time:

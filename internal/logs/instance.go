@@ -2,6 +2,8 @@ package logs
 
 import (
 	"log/slog"
+	"strconv"
+	"strings"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 	corev1 "k8s.io/api/core/v1"
@@ -25,6 +27,28 @@ type Instance struct {
 // LogValue shows what tells instances apart.
 func (in Instance) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("name", in.Container), slog.Int("restart_count", int(in.RestartCount)))
+}
+
+// spoolName names the instance's log within those of its pod. No container's name
+// has an underscore.
+func (in Instance) spoolName() string {
+	name := in.Container + "_" + strconv.Itoa(int(in.RestartCount))
+	if in.Init {
+		name += "_init"
+	}
+	return name
+}
+
+// spooled returns the instance of a pod that spoolName has named, or false.
+func spooled(of Instance, name string) (Instance, bool) {
+	container, rest, ok := strings.Cut(name, "_")
+	count, init := strings.CutSuffix(rest, "_init")
+	n, err := strconv.ParseInt(count, 10, 32)
+	if !ok || err != nil || container == "" {
+		return Instance{}, false
+	}
+	of.Container, of.RestartCount, of.Init = container, int32(n), init
+	return of, true
 }
 
 // A State is what the cluster says about an instance.
@@ -113,14 +137,25 @@ func over(pod *corev1.Pod) bool {
 	return false
 }
 
-// endsOf tells how the containers of a pod ended, for the server.
-func endsOf(pod *corev1.Pod) []*logsv1.ContainerEnd {
+// ordinary reports whether a container that waits for that reason is just about to begin.
+func ordinary(reason string) bool {
+	return reason == "" || reason == "PodInitializing" || reason == "ContainerCreating"
+}
+
+// endsOf tells how the containers of a pod ended, for the server. Of one that never
+// ran, Kubernetes forgets why when its pod ends: waited knows it.
+func endsOf(pod *corev1.Pod, waited map[string]corev1.ContainerStateWaiting) []*logsv1.ContainerEnd {
 	statuses := map[string]*corev1.ContainerStatus{}
 	eachStatus(pod, func(status *corev1.ContainerStatus, _ bool) { statuses[status.Name] = status })
 	var ends []*logsv1.ContainerEnd
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for _, c := range list {
-			ends = append(ends, endOf(c.Name, statuses[c.Name]))
+			end := endOf(c.Name, statuses[c.Name])
+			why, known := waited[c.Name]
+			if known && end.ExitCode == nil && (ordinary(end.GetReason()) || end.GetReason() == "ContainerStatusUnknown") {
+				end.Reason, end.Message = why.Reason, why.Message
+			}
+			ends = append(ends, end)
 		}
 	}
 	return ends

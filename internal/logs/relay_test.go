@@ -110,7 +110,19 @@ func (r *relayRig) open(ctx context.Context, read Read) (io.ReadCloser, error) {
 	return r.source(name).Open(ctx, read.Since, read.Follow), nil
 }
 
-func (r *relayRig) exists(context.Context, string, string) (bool, error) { return false, nil }
+// exists asks the cluster, which may know more than the relay's view of it.
+func (r *relayRig) exists(_ context.Context, name, uid string) (bool, error) {
+	list, err := r.cluster.List(metav1.ListOptions{})
+	if err != nil {
+		return false, err
+	}
+	for _, item := range list.(*corev1.List).Items {
+		if p, ok := item.Object.(*corev1.Pod); ok && p.Name == name && string(p.UID) == uid {
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 // offer puts a worker on the queue.
 func (r *relayRig) offer(p *corev1.Pod) {

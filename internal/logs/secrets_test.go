@@ -183,7 +183,7 @@ func TestSecretThatChangesBetweenTwoRelaysLosesNothing(t *testing.T) {
 	r := newTestRig(t)
 	r.masked("hunter2")
 	for i := range 7 { // in one second, and more than a batch
-		r.source.Print(at(0.1*float64(i))[0], "hunter2 swordfish")
+		r.source.Print(at(0.1 * float64(i))[0], "hunter2 swordfish")
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	r.start(ctx)
