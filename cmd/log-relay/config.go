@@ -44,6 +44,9 @@ type Config struct {
 	// receive window or a limit of streams per connection gets in the way; the
 	// relay warns of both.
 	LogServerConnections int `split_words:"true" default:"1" desc:"connections to the log server, 1 to 64"`
+	// LogStreams is auto or off. Telling stdout from stderr takes two more connections
+	// for each log.
+	LogStreams string `split_words:"true" default:"auto" desc:"tell stdout from stderr: off, or auto (where the cluster allows it)"`
 	// MaskPatterns hide what they match in all logs. What a pool's Secrets hold is
 	// hidden where the pool says so.
 	MaskPatterns string `split_words:"true" desc:"regular expressions, one a line, of what to hide in lines (only their groups, if they have some)"`
@@ -79,6 +82,9 @@ func (c Config) Validate() error {
 		problem("LOG_SERVER_ADDR is empty: it is the address of the log server, such as logs.example:50051")
 	}
 	problems = append(problems, c.linkProblems()...)
+	if c.LogStreams != auto && c.LogStreams != off {
+		problem("LOG_STREAMS is %q: want auto or off", c.LogStreams)
+	}
 	if _, err := mask.ParsePatterns(c.MaskPatterns); err != nil {
 		problem("MASK_PATTERNS: %w", err)
 	}
@@ -106,7 +112,7 @@ func (c Config) Validate() error {
 	return errors.Join(problems...)
 }
 
-// What LOG_SERVER_TLS and LOG_SERVER_COMPRESSION may be.
+// What LOG_SERVER_TLS, LOG_SERVER_COMPRESSION and LOG_STREAMS may be.
 const (
 	auto = "auto"
 	on   = "on"

@@ -70,10 +70,15 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	defer server.Close() //nolint:errcheck // everything is said
 
+	var splits func(context.Context) bool
+	if cfg.LogStreams == auto {
+		splits = cluster.Splits
+	}
 	relay := logs.NewRelay(logs.Options{
 		Workers:      queue.Reporting(workers.Workers(), func(err error) { health.Report("queue", err) }),
 		Pods:         pods,
 		Open:         cluster.Open,
+		Splits:       splits,
 		Exists:       cluster.Exists,
 		Mask:         secrets.Masker,
 		Server:       server,

@@ -18,7 +18,7 @@ import (
 func good() Config {
 	return Config{
 		Namespace: "otto", InstanceID: "ottoscaler", QueueAddr: "127.0.0.1:7070", LogServerAddr: "logs:50051",
-		LogServerTLS: "auto", LogServerCompression: "auto", LogServerConnections: 1,
+		LogServerTLS: "auto", LogServerCompression: "auto", LogServerConnections: 1, LogStreams: "auto",
 		MaxWorkers: 1, BatchLines: 1, BatchBytes: 1024, BatchLinger: time.Millisecond,
 		HealthAddr: "127.0.0.1:0", DrainTimeout: time.Second,
 	}
@@ -35,7 +35,7 @@ func TestEveryWrongVariableIsNamedAtOnce(t *testing.T) {
 	for _, name := range []string{
 		"NAMESPACE", "INSTANCE_ID", "LOG_SERVER_ADDR", "QUEUE_ADDR", "HEALTH_ADDR", "MAX_WORKERS",
 		"BATCH_LINES", "BATCH_BYTES", "BATCH_LINGER", "DRAIN_TIMEOUT",
-		"LOG_SERVER_TLS", "LOG_SERVER_COMPRESSION", "LOG_SERVER_CONNECTIONS", "MASK_PATTERNS: line 2",
+		"LOG_SERVER_TLS", "LOG_SERVER_COMPRESSION", "LOG_SERVER_CONNECTIONS", "MASK_PATTERNS: line 2", "LOG_STREAMS",
 	} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %q", name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +23,9 @@ type Cluster struct {
 	pods     typedcorev1.PodInterface
 	secrets  typedcorev1.SecretInterface
 	instance string
+
+	probe          sync.Mutex // guards the rest
+	probed, splits bool       // see Splits
 }
 
 // streamBuffer is how much of a log the connection to the API server may hold
@@ -79,6 +83,9 @@ func (c *Cluster) Open(ctx context.Context, read Read) (io.ReadCloser, error) {
 		Follow:     read.Follow,
 		Previous:   read.Previous,
 		Timestamps: true,
+	}
+	if read.Stream != "" {
+		options.Stream = &read.Stream
 	}
 	if !read.Since.IsZero() {
 		since := metav1.NewTime(read.Since)

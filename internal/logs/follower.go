@@ -26,6 +26,9 @@ type Read struct {
 	Previous bool
 	// Follow asks to go on until the container ends.
 	Follow bool
+	// Stream asks for one stream of the container alone: Stdout or Stderr, or "" for
+	// both in the order of the log. See [Cluster.Splits].
+	Stream string
 }
 
 // OpenFunc opens a log as Kubernetes gives it: each line begins with its time stamp
@@ -66,6 +69,7 @@ const (
 // followerConfig is what all followers share.
 type followerConfig struct {
 	open       OpenFunc
+	splits     func(ctx context.Context) bool // whether open gives one stream alone; nil if not
 	client     logsv1.LogServiceClient
 	outage     *outage // of the log server
 	sources    *outage // of the cluster
@@ -325,6 +329,10 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	lines := newLineReader(body, f.metrics.cutLines.Inc)
 	lines.mask = f.mask
+	if f.splits != nil && f.splits(ctx) {
+		lines.labels = newLabels(ctx, f.open, read)
+		defer lines.labels.close()
+	}
 	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
 	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
@@ -332,7 +340,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	stamp, text, err := f.find(lines, from, byTime, generation)
 	for ; err == nil; stamp, text, err = lines.next() {
 		watch.steps.Add(1)
-		if err := f.window.add(ctx, generation, hold, stamp, text); err != nil {
+		if err := f.window.add(ctx, generation, hold, stamp, text, lines.stream); err != nil {
 			return progress, err
 		}
 		watch.steps.Add(1)
@@ -348,7 +356,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, hold, stamp, text)
+		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/ottoscaler/ottoscaler/internal/mask"
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
 const (
@@ -44,6 +45,10 @@ type lineReader struct {
 	// mask says what is to be hidden in lines, if it is not nil, and hidden does so.
 	mask   func() *mask.Masker
 	hidden mask.Lines
+	// labels tells where lines were written to, if it is not nil, and stream is what it
+	// says of the last one.
+	labels *labels
+	stream logsv1.Stream
 
 	// The last stamp's text, but for its fraction, and the second that it means:
 	// almost every line has the same one as the line before it.
@@ -61,6 +66,9 @@ func newLineReader(in io.Reader, onCut func()) *lineReader {
 // part that is wanted may begin with the end of one that is not.
 func (r *lineReader) next() (stamp int64, text []byte, err error) {
 	stamp, text, err = r.raw()
+	if r.labels != nil && (err == nil || errors.Is(err, errTorn)) {
+		r.stream = r.labels.of(stamp, text)
+	}
 	if r.mask != nil && (err == nil || errors.Is(err, errTorn)) {
 		text = r.hidden.Next(r.mask(), text, r.cut)
 	}

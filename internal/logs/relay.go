@@ -33,6 +33,9 @@ type Options struct {
 	Pods *Pods
 	// Open opens the log of a container.
 	Open OpenFunc
+	// Splits reports whether Open gives stdout and stderr by themselves, which takes two
+	// more connections for each log. Nil leaves open where lines were written to.
+	Splits func(ctx context.Context) bool
 	// Exists asks the cluster itself whether a pod exists.
 	Exists func(ctx context.Context, name, uid string) (bool, error)
 	// Mask returns what hides a worker's secrets, or nil; it may block until that is
@@ -122,6 +125,7 @@ func NewRelay(options Options) *Relay {
 	return &Relay{
 		followerConfig: followerConfig{
 			open:       options.Open,
+			splits:     options.Splits,
 			client:     logsv1.NewLogServiceClient(options.Server),
 			outage:     &outage{name: "log server", about: unavailable, log: options.Log, up: m.serverUp},
 			sources:    &outage{name: "container logs", about: unreachable, log: options.Log, up: m.sourcesUp},
