@@ -51,14 +51,29 @@ type Config struct {
 	// hidden where the pool says so.
 	MaskPatterns string `split_words:"true" desc:"regular expressions, one a line, of what to hide in lines (only their groups, if they have some)"`
 	// MaxWorkers is how many workers are followed at once. Each takes some 75 KiB,
-	// lines aside. The lines that wait for the log server take up to 64 MiB for all
-	// workers together, and past that a batch of 4 KiB, or one longer line, for each.
+	// lines aside. The lines that wait for the log server take up to 64 MiB of memory for
+	// all workers together, and past that two batches of 4 KiB, or longer lines, for each.
 	MaxWorkers int `split_words:"true" default:"5000" desc:"workers that are followed at once, some 75 KiB of memory each"`
 	// BatchLines, BatchBytes and BatchLinger bound a batch: it is sent when it
 	// has so many lines or bytes, or is so old.
 	BatchLines  int           `split_words:"true" default:"500" desc:"most lines of a batch"`
 	BatchBytes  int           `split_words:"true" default:"262144" desc:"most bytes of a batch, at most 262144"`
 	BatchLinger time.Duration `split_words:"true" default:"20ms" desc:"how long a batch waits for more lines"`
+	// SpoolDir is where lines are kept that the log server does not take at once: a
+	// folder that nobody else uses, and that outlives the process. Without one, they stay
+	// at the nodes, which remove them when they rotate a log.
+	SpoolDir string `split_words:"true" desc:"folder for lines that wait for the log server; empty: they wait at the nodes, until these rotate the logs"`
+	// SpoolWorkerBytes and SpoolBytes bound what waits there of one worker and of
+	// all. At seven eighths the reading pauses; at the bound the oldest lines go.
+	SpoolWorkerBytes int64 `split_words:"true" default:"67108864" desc:"most bytes of one worker in the spool; past it, the oldest lines are dropped and counted"`
+	SpoolBytes       int64 `split_words:"true" default:"1073741824" desc:"most bytes in the spool"`
+	// LogDrainTimeout is how long a worker that has ended waits for its last
+	// acknowledgement. It must be shorter than that of the scaler, which then lets go of
+	// the worker whether we are done or not, and does not know what was lost.
+	LogDrainTimeout time.Duration `split_words:"true" default:"9m30s" desc:"how long lines of a worker that has ended wait for the log server; a little shorter than the scaler's"`
+	// StreamAge is about how old a stream becomes. Load balancers and proxies drop old
+	// ones anyway, and not always with a word.
+	StreamAge time.Duration `split_words:"true" default:"30m" desc:"how old a stream to the log server becomes before another one takes its place"`
 	// Kubeconfig is for a relay outside of the cluster.
 	Kubeconfig string `desc:"kubeconfig file; empty inside of a cluster"`
 	// HealthAddr serves /healthz, /readyz, /metrics and grpc.health.v1.
@@ -105,6 +120,18 @@ func (c Config) Validate() error {
 	}
 	if c.BatchLinger <= 0 {
 		problem("BATCH_LINGER is %v: want more than 0", c.BatchLinger)
+	}
+	if c.SpoolWorkerBytes < 1<<20 {
+		problem("SPOOL_WORKER_BYTES is %d: want 1048576 (1 MiB) or more", c.SpoolWorkerBytes)
+	}
+	if c.SpoolBytes < c.SpoolWorkerBytes {
+		problem("SPOOL_BYTES is %d: want SPOOL_WORKER_BYTES (%d) or more", c.SpoolBytes, c.SpoolWorkerBytes)
+	}
+	if c.LogDrainTimeout <= 0 {
+		problem("LOG_DRAIN_TIMEOUT is %v: want more than 0", c.LogDrainTimeout)
+	}
+	if c.StreamAge < time.Second {
+		problem("STREAM_AGE is %v: want 1s or more", c.StreamAge)
 	}
 	if c.DrainTimeout <= 0 {
 		problem("DRAIN_TIMEOUT is %v: want more than 0", c.DrainTimeout)

@@ -21,6 +21,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/spool"
 )
 
 func main() { os.Exit(daemon.Main(os.Stderr, os.Args[1:], run)) }
@@ -74,6 +75,14 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.LogStreams == auto {
 		splits = cluster.Splits
 	}
+	var store *spool.Store
+	if cfg.SpoolDir != "" {
+		store, err = spool.Open(cfg.SpoolDir, spool.Options{GroupBytes: cfg.SpoolWorkerBytes, TotalBytes: cfg.SpoolBytes})
+		if err != nil {
+			return daemon.Misconfigured(fmt.Errorf("SPOOL_DIR: %w", err))
+		}
+	}
+
 	relay := logs.NewRelay(logs.Options{
 		Workers:      queue.Reporting(workers.Workers(), func(err error) { health.Report("queue", err) }),
 		Pods:         pods,
@@ -89,6 +98,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		BatchBytes:   cfg.BatchBytes,
 		BatchLinger:  cfg.BatchLinger,
 		DrainTimeout: cfg.DrainTimeout,
+
+		Spool:           store,
+		LogDrainTimeout: cfg.LogDrainTimeout,
+		StreamAge:       cfg.StreamAge,
 	})
 
 	// What the relay needs to drain outlives the signal.

@@ -268,7 +268,7 @@ type totals struct {
 	abandoned, unread bool
 }
 
-// details are the totals as the scaler is told them; see [queue.DetailLostLines].
+// details are the totals as the scaler is told them; see [queue.DetailLostLines] and what follows it.
 func (t totals) details() map[string]string {
 	details := map[string]string{
 		"lines": strconv.FormatUint(t.lines, 10),
@@ -280,6 +280,9 @@ func (t totals) details() map[string]string {
 	if t.lostLines > 0 || t.abandoned {
 		details[queue.DetailLostLines] = strconv.FormatUint(t.lostLines, 10)
 		details[queue.DetailLostBytes] = strconv.FormatUint(t.lostBytes, 10)
+	}
+	if t.abandoned {
+		details[queue.DetailAbandoned] = "true"
 	}
 	if t.unread {
 		details[queue.DetailUnread] = "true"

@@ -64,6 +64,9 @@ const (
 	// DetailUnread is "true" when a log was not read to its end either, so that nobody
 	// knows how much more is lost.
 	DetailUnread = "unread"
+	// DetailAbandoned is "true" when the drain deadline passed before the log server
+	// had everything.
+	DetailAbandoned = "abandoned"
 )
 
 // Finish says that the item's effect is in the world.

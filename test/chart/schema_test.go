@@ -90,6 +90,7 @@ var reserved = map[string]bool{
 	"INSTANCE_ID":    true, // what the release is called
 	"INSTANCE_USER":  true, // the value user
 	"POOLS_FILE":     true, // where the ConfigMap is mounted
+	"SPOOL_DIR":      true, // where the emptyDir is
 	"QUEUE_ADDR":     true, // one container listens, the others dial
 	"REDIS_PASSWORD": true, // redis.existingSecret; values are no place for it
 	"KUBECONFIG":     true, // in a pod, the service account

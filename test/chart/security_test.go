@@ -210,7 +210,7 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		"ottoscaler": {
 			"pods create", "pods get", "pods list", "pods watch", "pods patch", "pods delete",
 			"pods/log get",
-			"coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
+			"events create", "coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
 		},
 		"ottoscaler-release-rest": {
 			"pods get", "pods list", "pods watch", "pods patch", "pods delete",
