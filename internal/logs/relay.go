@@ -309,7 +309,7 @@ func (w *worker) follow(ctx context.Context, drain <-chan struct{}) (totals, err
 		return totals{}, err
 	}
 	if first != nil && w.options.Mask != nil {
-		if w.mask, err = w.options.Mask(calls, first); err != nil {
+		if first, err = w.learnSecrets(calls, first); err != nil {
 			return totals{}, err
 		}
 	}

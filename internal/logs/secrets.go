@@ -236,6 +236,39 @@ func (s *Secrets) rebuild(ctx context.Context, set *maskSet) {
 	}
 }
 
+// learnSecrets waits for what is to be hidden in a worker's logs. If the pod goes before
+// that is known, it is as if it had gone before it was seen: nothing of it is shown,
+// which is nil.
+func (w *worker) learnSecrets(ctx context.Context, seen *corev1.Pod) (*corev1.Pod, error) {
+	waiting, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		for {
+			seen, changed := w.look()
+			if seen == nil {
+				stop()
+				return
+			}
+			select {
+			case <-changed:
+			case <-waiting.Done():
+				return
+			}
+		}
+	}()
+	masker, err := w.options.Mask(waiting, seen)
+	switch {
+	case err == nil:
+		w.mask = masker
+		return seen, nil
+	case ctx.Err() == nil && waiting.Err() != nil:
+		w.log.ErrorContext(ctx, "the worker was gone before the secrets that its logs may hold could be read: its logs are lost")
+		return nil, nil
+	default:
+		return nil, err
+	}
+}
+
 // hideEnds hides secrets in what is said about a worker's end: the kubelet may put
 // the last lines of a log there.
 func hideEnds(m *mask.Masker, request *logsv1.FinishWorkerRequest) {

@@ -189,7 +189,7 @@ func TestSecretThatChangesBetweenTwoRelaysLosesNothing(t *testing.T) {
 	r.start(ctx)
 	r.await(7)
 	cancel()
-	<-r.done
+	<-r.done //nolint:errcheck // it was told to stop
 
 	r.renew()
 	r.masked("swordfish")
@@ -268,6 +268,33 @@ func TestRelayHidesTheSecretsOfTheWorkersThatAsk(t *testing.T) {
 	l, _ := r.server.backend.Log(logstest.Key{WorkerUID: "uid-1", Container: "agent"})
 	if l.Lines[0] != "my ***" {
 		t.Errorf("the server has %q", l.Lines)
+	}
+	r.halt()
+}
+
+func TestWorkerThatGoesBeforeItsSecretsAreKnownShowsNothing(t *testing.T) {
+	v := newVault(t, "")
+	v.closed = errors.New("secrets is forbidden")
+	r := newRelayRig(t)
+	r.mask = v.Masker
+	r.start()
+	w := workerPod()
+	w.Annotations[pod.AnnotationMaskSecrets] = "a/token"
+	w.Status.ContainerStatuses[0].State = running()
+	w.Status.Message = "swordfish"
+	r.cluster.Add(w)
+	r.source("agent").Print(at(0)[0], "my swordfish")
+	r.offer(w)
+	for deadline := time.Now().Add(patience); !strings.Contains(strings.Join(v.told.lines(), ""), "forbidden"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody asks for the Secret")
+		}
+	}
+	r.cluster.Delete(w)
+	r.outcome()
+	end := r.worker()
+	if len(end.Logs) != 0 || end.End.GetReason() != "Gone" || strings.Contains(end.End.String(), "swordfish") {
+		t.Errorf("the server has %+v", end)
 	}
 	r.halt()
 }

@@ -192,7 +192,7 @@ func TestServerIsToldWhereLinesWereWrittenTo(t *testing.T) {
 	r.start(ctx)
 	r.await(12)
 	cancel()
-	<-r.done
+	<-r.done //nolint:errcheck // it was told to stop
 	open, splits := r.follow.open, r.follow.splits
 	r.renew()
 	r.follow.open, r.follow.splits = open, splits

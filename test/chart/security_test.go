@@ -235,19 +235,25 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 func TestOnlySecretsThatAPoolAsksToHideMayBeRead(t *testing.T) {
 	spec := values{
 		"initContainers": []any{values{"name": "clone", "image": "i", "env": []any{
-			values{"name": "T", "valueFrom": values{"secretKeyRef": values{"name": "git", "key": "token"}}}}}},
-		"containers": []any{values{"name": "agent",
+			values{"name": "T", "valueFrom": values{"secretKeyRef": values{"name": "git", "key": "token"}}},
+		}}},
+		"containers": []any{values{
+			"name": "agent",
 			"env": []any{
 				values{"name": "A", "value": "plain"},
 				values{"name": "B", "valueFrom": values{"fieldRef": values{"fieldPath": "metadata.name"}}},
-				values{"name": "C", "valueFrom": values{"secretKeyRef": values{"name": "registry", "key": "password"}}}},
-			"envFrom": []any{values{"secretRef": values{"name": "all"}}, values{"configMapRef": values{"name": "other"}}}}},
+				values{"name": "C", "valueFrom": values{"secretKeyRef": values{"name": "registry", "key": "password"}}},
+			},
+			"envFrom": []any{values{"secretRef": values{"name": "all"}}, values{"configMapRef": values{"name": "other"}}},
+		}},
 		"imagePullSecrets": []any{values{"name": "pull"}},
 		"volumes": []any{
 			values{"name": "a", "secret": values{"secretName": "whole"}},
 			values{"name": "b", "projected": values{"sources": []any{
-				values{"secret": values{"name": "projected"}}, values{"configMap": values{"name": "other"}}, values{"secret": values{"name": "git"}}}}},
-			values{"name": "c", "emptyDir": values{}}},
+				values{"secret": values{"name": "projected"}}, values{"configMap": values{"name": "other"}}, values{"secret": values{"name": "git"}},
+			}}},
+			values{"name": "c", "emptyDir": values{}},
+		},
 	}
 	for _, logs := range []any{nil, values{}, values{"maskSecrets": false}, values{"maskSecrets": true}} {
 		asked := logs != nil && logs.(values)["maskSecrets"] == true
