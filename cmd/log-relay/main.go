@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 
 	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
@@ -24,7 +25,14 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/spool"
 )
 
-func main() { os.Exit(daemon.Main(os.Stderr, os.Args[1:], run)) }
+func main() {
+	// Thousands of followers that wait are much memory and little garbage: half of it
+	// as much again is enough room for that.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	os.Exit(daemon.Main(os.Stderr, os.Args[1:], run))
+}
 
 // run builds the route in the order data takes it, then waits. It returns nil
 // when told to stop, once everything that was read is acknowledged.

@@ -382,7 +382,8 @@ func TestOverdueLogIsCountedAndGivenUp(t *testing.T) {
 			if withSpool {
 				r = newSpoolRig(t, spool.Options{})
 			}
-			overdue := make(chan struct{})
+			overdue, cancel := context.WithCancel(t.Context())
+			defer cancel()
 			r.follow.overdue = overdue
 			r.start(t.Context())
 			r.print(tens(12)...)
@@ -392,7 +393,7 @@ func TestOverdueLogIsCountedAndGivenUp(t *testing.T) {
 			}})
 			r.print(at(5, 6, 7)...)
 			r.eventually("all is read", func() bool { return r.window.end().Sequence == 15 })
-			close(overdue)
+			cancel()
 			if err := r.finish(); !errors.Is(err, errOverdue) {
 				t.Errorf("following: got %v, want %v", err, errOverdue)
 			}

@@ -123,7 +123,7 @@ func BenchmarkRelay(b *testing.B) {
 		ctx, cancel := context.WithCancel(b.Context())
 		defer cancel()
 		done := make(chan error, 1)
-		go func() { done <- f.run(ctx, nil) }()
+		go func() { done <- f.run(ctx, context.Background()) }()
 		err := server.backend.Wait(ctx, func() bool {
 			l, _ := server.backend.Log(key)
 			return l.LineCount == uint64(b.N) //nolint:gosec // a count

@@ -96,8 +96,8 @@ type follower struct {
 	// it allows. Nil if it knows it already.
 	registered <-chan struct{}
 	allowed    func() windowLimits
-	// overdue is closed when nobody waits any longer for the log to be complete.
-	overdue <-chan struct{}
+	// overdue ends when nobody waits any longer for the log to be complete. Nil for never.
+	overdue context.Context //nolint:containedctx // it is a signal that costs no goroutine to wait for
 	// mask returns what hides secrets in lines; nil for nothing.
 	mask func() *mask.Masker
 
@@ -116,9 +116,9 @@ var errDraining = errors.New("the relay is shutting down")
 // errOverdue says that a log isn't complete, and that nobody waits for it any longer.
 var errOverdue = errors.New("the log server has not acknowledged the log in time")
 
-// run returns nil once the server has the whole log. When drain is closed it
+// run returns nil once the server has the whole log. When drain ends it
 // sends what is read and returns errDraining. Otherwise it ends with ctx.
-func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
+func (f *follower) run(ctx, drain context.Context) error {
 	f.metrics.followers.Inc()
 	defer f.metrics.followers.Dec()
 	ctx, cancel := context.WithCancel(ctx)
@@ -128,23 +128,11 @@ func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
 		defer close(read)
 		f.read(ctx)
 	}()
-	go func() {
-		select {
-		case <-drain:
-			f.window.drain()
-		case <-ctx.Done():
-		}
-	}()
+	defer context.AfterFunc(drain, f.window.drain)()
 	sending, stop := context.WithCancel(ctx)
 	defer stop()
 	if f.overdue != nil {
-		go func() {
-			select {
-			case <-f.overdue:
-				stop()
-			case <-sending.Done():
-			}
-		}()
+		defer context.AfterFunc(f.overdue, stop)()
 	}
 	err := f.awaitRegistration(sending, drain)
 	if err == nil {
@@ -166,7 +154,7 @@ func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
 
 // awaitRegistration returns when the server knows the worker. What is read meanwhile
 // goes to the spool.
-func (f *follower) awaitRegistration(ctx context.Context, drain <-chan struct{}) error {
+func (f *follower) awaitRegistration(ctx, drain context.Context) error {
 	if f.registered == nil {
 		return nil
 	}
@@ -174,7 +162,7 @@ func (f *follower) awaitRegistration(ctx context.Context, drain <-chan struct{})
 	case <-f.registered:
 		f.window.allow(f.allowed())
 		return nil
-	case <-drain:
+	case <-drain.Done():
 		return errDraining
 	case <-ctx.Done():
 		return ctx.Err()

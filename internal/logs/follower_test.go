@@ -245,7 +245,7 @@ func TestDrainedFollowerHasSentWhatItRead(t *testing.T) {
 	want := r.print(at(1, 2, 3)...) // not a full batch: only the drain sends it
 	r.start(t.Context())
 	r.eventually("three lines are read", func() bool { return r.window.end().Sequence == 3 })
-	close(r.drain)
+	r.doDrain()
 	if err := r.finish(); !errors.Is(err, errDraining) {
 		t.Errorf("a drained follower: got %v, want %v", err, errDraining)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/ottoscaler/ottoscaler/internal/mask"
@@ -13,9 +14,11 @@ import (
 )
 
 const (
-	// readBuffer is small because thousands of followers have one each. The API
+	// readBuffer is small because thousands of followers may have one each. The API
 	// server sends bigger pieces, which wait in the connection.
 	readBuffer = 16 << 10
+	// idleBuffer is what a follower has that waits for its worker to print something.
+	idleBuffer = 512
 	// maxLine is where a longer line is cut, so that it fits in a message of the
 	// 4 MiB that gRPC servers accept by default. Only a line that ends within the
 	// same readBuffer stays whole. Reading again cuts at the same places.
@@ -33,7 +36,7 @@ func (e *noticeError) Error() string { return fmt.Sprintf("the kubelet says: %s"
 
 // A lineReader cuts a log into lines, each with its stamp.
 type lineReader struct {
-	in *bufio.Reader
+	in *idleReader
 	// long gathers a line that does not fit in the buffer of in.
 	long []byte
 	// rest is what was left of a line that was cut; valid while cut is true.
@@ -58,8 +61,58 @@ type lineReader struct {
 }
 
 func newLineReader(in io.Reader, onCut func()) *lineReader {
-	return &lineReader{in: bufio.NewReaderSize(in, readBuffer), onCut: onCut}
+	return &lineReader{in: &idleReader{in: in}, onCut: onCut}
 }
+
+// An idleReader is a [bufio.Reader] that has only a small buffer while it waits.
+type idleReader struct {
+	in io.Reader
+	// buffered reads what was read into small, or, while that is nil, into a large buffer.
+	buffered *bufio.Reader
+	small    [idleBuffer]byte
+	rest     []byte // of small
+	err      error  // that came with it
+}
+
+var readBuffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
+
+// ReadSlice is that of [bufio.Reader]. What it returned last is void from the call on.
+func (r *idleReader) ReadSlice(delim byte) ([]byte, error) {
+	if r.buffered != nil && r.buffered.Buffered() == 0 {
+		r.buffered.Reset(nil)
+		readBuffers.Put(r.buffered)
+		r.buffered = nil
+	}
+	if r.buffered == nil {
+		n, err := r.in.Read(r.small[:])
+		for n == 0 && err == nil {
+			n, err = r.in.Read(r.small[:])
+		}
+		r.rest, r.err = r.small[:n], err
+		r.buffered, _ = readBuffers.Get().(*bufio.Reader)
+		r.buffered.Reset(readerFunc(r.readOn))
+	}
+	return r.buffered.ReadSlice(delim)
+}
+
+// readOn reads first what ended the wait.
+func (r *idleReader) readOn(p []byte) (int, error) {
+	switch {
+	case len(r.rest) > 0:
+		n := copy(p, r.rest)
+		if r.rest = r.rest[n:]; len(r.rest) > 0 || r.err == nil {
+			return n, nil
+		}
+		return n, r.err
+	case r.err != nil:
+		return 0, r.err
+	}
+	return r.in.Read(p)
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // next returns the next line as [lineReader.raw] does, with its secrets hidden. That
 // also goes for lines that the caller is only to skip: of a line that was cut, the

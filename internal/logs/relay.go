@@ -174,7 +174,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		}()
 	}
 	return queue.Serve(ctx, r.options.Workers, subscription, r.log, func(leased context.Context, d queue.Delivery[queue.Worker]) queue.Verdict {
-		return r.handle(leased, ctx.Done(), d)
+		return r.handle(leased, ctx, d)
 	})
 }
 
@@ -219,23 +219,26 @@ type worker struct {
 	log  *slog.Logger
 	// allowed is what the server allows, once it knows the worker.
 	allowed windowLimits
-	// ended is when the worker was first seen to have ended, and overdue is closed when
+	// ended is when the worker was first seen to have ended, and overdue ends when
 	// LogDrainTimeout has passed since.
-	ended    time.Time
-	deadline *time.Timer
-	overdue  chan struct{}
+	ended     time.Time
+	deadline  *time.Timer
+	overdue   context.Context //nolint:containedctx // it is a signal that costs no goroutine to wait for
+	isOverdue context.CancelFunc
 	// waited are the reasons that containers gave for not having begun.
 	waited map[string]corev1.ContainerStateWaiting
 }
 
 // handle follows one worker to its end, or until ctx or the relay ends.
-func (r *Relay) handle(ctx context.Context, drain <-chan struct{}, d queue.Delivery[queue.Worker]) queue.Verdict {
+func (r *Relay) handle(ctx, drain context.Context, d queue.Delivery[queue.Worker]) queue.Verdict {
 	r.metrics.workers.Inc()
 	defer r.metrics.workers.Dec()
 	w := &worker{
-		Relay: r, Delivery: d, uid: types.UID(d.ID), overdue: make(chan struct{}), waited: map[string]corev1.ContainerStateWaiting{},
+		Relay: r, Delivery: d, uid: types.UID(d.ID), waited: map[string]corev1.ContainerStateWaiting{},
 		log: r.log.With("event", d.Value.EventID, "task", d.Value.TaskID, "pool", d.Value.Pool, "pod", d.Value.Name),
 	}
+	w.overdue, w.isOverdue = context.WithCancel(context.Background())
+	defer w.isOverdue()
 	defer r.options.Pods.forget(w.uid)
 	start := time.Now()
 	total, err := w.follow(ctx, drain)
@@ -291,19 +294,11 @@ func (t totals) details() map[string]string {
 }
 
 // follow announces the worker, follows all of its logs, and announces its end.
-func (w *worker) follow(ctx context.Context, drain <-chan struct{}) (totals, error) {
+func (w *worker) follow(ctx, drain context.Context) (totals, error) {
 	// What isn't a log in motion need not outlive the relay's own end.
 	calls, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stopCalls := make(chan struct{})
-	defer close(stopCalls)
-	go func() {
-		select {
-		case <-drain:
-			cancel()
-		case <-stopCalls:
-		}
-	}()
+	defer context.AfterFunc(drain, cancel)()
 	first, err := w.appear(calls)
 	if err != nil {
 		return totals{}, err
@@ -330,7 +325,7 @@ func (w *worker) follow(ctx context.Context, drain <-chan struct{}) (totals, err
 	case <-registered:
 	case <-calls.Done():
 		return totals{}, calls.Err()
-	case <-w.overdue:
+	case <-w.overdue.Done():
 		total.abandoned = true
 		return total, nil
 	}
@@ -430,13 +425,7 @@ func (w *worker) finish(ctx context.Context, last *corev1.Pod, total totals) (to
 	}
 	calls, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		select {
-		case <-w.overdue:
-			cancel()
-		case <-calls.Done():
-		}
-	}()
+	defer context.AfterFunc(w.overdue, cancel)()
 	_, err := persist(calls, w.policy, w.outage, w.log, "FinishWorker", func(ctx context.Context) (*logsv1.FinishWorkerResponse, error) {
 		return w.client.FinishWorker(ctx, request)
 	})
@@ -456,7 +445,7 @@ func (w *worker) sight(seen *corev1.Pod) {
 	})
 	if w.ended.IsZero() && over(seen) {
 		w.ended = time.Now()
-		w.deadline = time.AfterFunc(w.options.LogDrainTimeout, func() { close(w.overdue) })
+		w.deadline = time.AfterFunc(w.options.LogDrainTimeout, w.isOverdue)
 	}
 }
 
@@ -481,7 +470,7 @@ func (t *totals) add(r result) {
 
 // followAll keeps a follower for each container instance until no more can
 // begin and all are complete. It returns the last sight of the pod.
-func (w *worker) followAll(ctx context.Context, drain <-chan struct{}, last *corev1.Pod, registered <-chan struct{}) (*corev1.Pod, totals, error) {
+func (w *worker) followAll(ctx, drain context.Context, last *corev1.Pod, registered <-chan struct{}) (*corev1.Pod, totals, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var (
 		started = map[Instance]bool{}
@@ -528,7 +517,7 @@ func (w *worker) followAll(ctx context.Context, drain <-chan struct{}, last *cor
 			case <-changed:
 			case <-ctx.Done():
 				return last, total, ctx.Err()
-			case <-drain:
+			case <-drain.Done():
 				return last, total, errDraining
 			}
 			continue
@@ -566,7 +555,7 @@ func (w *worker) spooled() []Instance {
 }
 
 // followOne follows one instance to its end.
-func (w *worker) followOne(ctx context.Context, drain <-chan struct{}, in Instance, registered <-chan struct{}) result {
+func (w *worker) followOne(ctx, drain context.Context, in Instance, registered <-chan struct{}) result {
 	f := &follower{
 		followerConfig: w.followerConfig,
 		instance:       in,

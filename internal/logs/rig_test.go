@@ -95,7 +95,8 @@ type rig struct {
 	metrics *metrics
 	window  *window
 	follow  *follower
-	drain   chan struct{}
+	drain   context.Context //nolint:containedctx // see follower.run
+	doDrain context.CancelFunc
 	done    chan error
 
 	// dir is where the spool lies, or empty for none. The bounds may be changed before renew.
@@ -134,7 +135,7 @@ func (r *rig) renew() {
 	}
 	r.metrics = newMetrics(prometheus.NewRegistry(), total, store)
 	r.window = newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Millisecond}, total)
-	r.drain = make(chan struct{})
+	r.drain, r.doDrain = context.WithCancel(context.Background())
 	r.follow = &follower{
 		followerConfig: followerConfig{
 			open: func(ctx context.Context, read Read) (io.ReadCloser, error) {

@@ -101,7 +101,9 @@ func run(ctx context.Context) (err error) {
 		}
 		for i, row := range measured {
 			if row.Name = m.rows[i]; wanted[row.Name] {
-				row.Ratio = row.Value / row.Raw
+				if row.Raw > 0 { // next to nothing is measured as nothing
+					row.Ratio = row.Value / row.Raw
+				}
 				rows = append(rows, row)
 			}
 		}
