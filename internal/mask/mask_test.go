@@ -132,8 +132,27 @@ func TestLongSecretsAreHiddenWhole(t *testing.T) {
 	}
 }
 
-// alphabet is small, so that values overlap each other and the lines.
-var alphabet = rapid.SliceOfN(rapid.SampledFrom([]byte("aab-/ ")), 0, 12)
+// drawLine draws values to hide and a line that is made of them, of parts of them and
+// of other text. The alphabet is small, so that values overlap each other and the line.
+func drawLine(t *rapid.T) (values []string, line []byte) {
+	letters := rapid.SampledFrom([]byte("aab-/ "))
+	for range rapid.IntRange(1, 4).Draw(t, "number of values") {
+		values = append(values, string(rapid.SliceOfN(letters, rapid.IntRange(0, 4).Draw(t, "at least"), 12).Draw(t, "value")))
+	}
+	for range rapid.IntRange(0, 8).Draw(t, "number of pieces") {
+		piece := []byte(rapid.SampledFrom(values).Draw(t, "of a value"))
+		switch rapid.IntRange(0, 3).Draw(t, "kind of piece") {
+		case 0:
+			piece = rapid.SliceOfN(letters, 0, 6).Draw(t, "text")
+		case 1:
+			piece = piece[rapid.IntRange(0, len(piece)).Draw(t, "from"):]
+		case 2:
+			piece = piece[:rapid.IntRange(0, len(piece)).Draw(t, "to")]
+		}
+		line = append(line, piece...)
+	}
+	return values, line
+}
 
 // naive is what the masker must do, in the plainest way.
 func naive(values []string, line string) string {
@@ -161,10 +180,7 @@ func naive(values []string, line string) string {
 
 func TestHidesAsThePlainestWayWould(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		var values []string
-		for _, v := range rapid.SliceOfN(alphabet, 1, 5).Draw(t, "values") {
-			values = append(values, string(v))
-		}
+		values, drawn := drawLine(t)
 		all := map[string]struct{}{}
 		for _, v := range values {
 			addForms(all, v)
@@ -174,7 +190,7 @@ func TestHidesAsThePlainestWayWould(t *testing.T) {
 		for form := range all {
 			forms = append(forms, form)
 		}
-		line := string(slices.Concat(rapid.SliceOfN(alphabet, 0, 6).Draw(t, "line")...))
+		line := string(drawn)
 		if got, want := m.Text(line), naive(forms, line); got != want {
 			t.Errorf("values %q, line %q: got %q, want %q", values, line, got, want)
 		}
@@ -186,12 +202,8 @@ func TestHidesAsThePlainestWayWould(t *testing.T) {
 func TestPartsOfALineHideWhatTheWholeHides(t *testing.T) {
 	once := regexp.MustCompile(`\*+`)
 	rapid.Check(t, func(t *rapid.T) {
-		var values []string
-		for _, v := range rapid.SliceOfN(alphabet, 1, 5).Draw(t, "values") {
-			values = append(values, string(v))
-		}
+		values, line := drawLine(t)
 		m, _ := New(secrets(values...), nil)
-		line := slices.Concat(rapid.SliceOfN(alphabet, 0, 12).Draw(t, "line")...)
 		want := m.Text(string(line))
 		var lines Lines
 		var got []byte
