@@ -11,12 +11,15 @@ import (
 	"runtime/debug"
 	"sync"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
+	"github.com/ottoscaler/ottoscaler/internal/logs/link"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
 	"github.com/ottoscaler/ottoscaler/internal/spool"
@@ -59,14 +62,27 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 
+	// What must not be seen in the logs.
+	patterns, err := mask.ParsePatterns(cfg.MaskPatterns)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	secrets := cluster.Secrets(patterns, registry, log)
+
 	// The log server. It is no part of our health: without it the logs wait in the
 	// cluster, and a restart of this container would help nobody.
-	server, err := logs.Dial(cfg.LogServerAddr)
+	way := cfg.link()
+	way.Registry, way.Log = registry, log
+	server, err := link.Dial(way)
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}
 	defer server.Close() //nolint:errcheck // everything is said
 
+	var splits func(context.Context) bool
+	if cfg.LogStreams == auto {
+		splits = cluster.Splits
+	}
 	var store *spool.Store
 	if cfg.SpoolDir != "" {
 		store, err = spool.Open(cfg.SpoolDir, spool.Options{GroupBytes: cfg.SpoolWorkerBytes, TotalBytes: cfg.SpoolBytes})
@@ -79,7 +95,9 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Workers:      queue.Reporting(workers.Workers(), func(err error) { health.Report("queue", err) }),
 		Pods:         pods,
 		Open:         cluster.Open,
+		Splits:       splits,
 		Exists:       cluster.Exists,
+		Mask:         secrets.Masker,
 		Server:       server,
 		Registry:     registry,
 		Log:          log,
@@ -100,12 +118,15 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, support := errgroup.WithContext(support)
 	group.Go(func() error { return health.Run(support, cfg.HealthAddr) })
 	group.Go(func() error { return pods.Run(support) })
+	group.Go(func() error { return secrets.Run(support) })
+	group.Go(func() error { return server.Run(support) })
 	group.Go(func() error {
 		defer release()
 		relaying, stop := context.WithCancel(ctx)
 		defer stop()
 		defer context.AfterFunc(support, stop)() // when a part of the support fails
-		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr)
+		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr,
+			"tls", way.TLS, "gzip", way.Gzip, "connections", way.Connections)
 		return relay.Run(relaying)
 	})
 	return group.Wait()

@@ -406,23 +406,3 @@ func TestOverdueLogIsCountedAndGivenUp(t *testing.T) {
 		})
 	}
 }
-
-func TestMaskedLinesAreWhatIsCountedAndSent(t *testing.T) {
-	r := newTestRig(t)
-	r.follow.mask = func(line []byte) []byte {
-		if len(line)%2 == 0 {
-			return append(line, "*** and more"...)
-		}
-		return line
-	}
-	var want []string
-	for i, text := range []string{"even", "odd", "", "more even!", "x"} {
-		r.source.Print(at(float64(i))[0], text)
-		want = append(want, text)
-		if len(text)%2 == 0 {
-			want[i] += "*** and more"
-		}
-	}
-	r.end()
-	r.run(want)
-}

@@ -17,8 +17,8 @@ const (
 	// batchOverhead is the most that a batch takes besides its lines and its gap, encoded.
 	batchOverhead = 160
 	// lineOverhead is the most that a line takes besides its text: its length and
-	// its time delta as varints.
-	lineOverhead = 9
+	// its time delta as varints, and its stream.
+	lineOverhead = 10
 )
 
 // A batch is consecutive lines that are sent in one message, or one gap. Once sealed
@@ -41,6 +41,7 @@ type batch struct {
 	data    []byte
 	lengths []uint32
 	deltas  []uint32
+	streams []logsv1.Stream // empty while none is known
 }
 
 // first is the number of the first line.
@@ -109,7 +110,11 @@ func (b *batch) split(limits windowLimits) []*batch {
 			parts = append(parts, part)
 		}
 		at.advance(stamp, text, inSecond.count(floorSecond(stamp)))
-		part.add(stamp, text, at)
+		var stream logsv1.Stream
+		if len(b.streams) > 0 {
+			stream = b.streams[i]
+		}
+		part.add(stamp, text, stream, at)
 	}
 	part.sealed, part.record, part.end = true, b.record, b.end
 	return parts
@@ -125,7 +130,9 @@ func (b *batch) size() int {
 }
 
 // memory is what the batch takes in memory, with the room that it has for more lines.
-func (b *batch) memory() int { return batchOverhead + cap(b.data) + 4*cap(b.lengths) + 4*cap(b.deltas) }
+func (b *batch) memory() int {
+	return batchOverhead + cap(b.data) + 4*cap(b.lengths) + 4*cap(b.deltas) + 4*cap(b.streams)
+}
 
 // fits reports whether a line may be added: it must not make the batch too
 // large, and its stamp must be expressible as a delta.
@@ -137,10 +144,16 @@ func (b *batch) fits(stamp int64, text []byte, limits windowLimits) bool {
 }
 
 // add appends a line, which ends with a line feed.
-func (b *batch) add(stamp int64, text []byte, end Cursor) {
+func (b *batch) add(stamp int64, text []byte, stream logsv1.Stream, end Cursor) {
 	b.data = append(b.data, text[:len(text)-1]...)
 	b.lengths = append(b.lengths, uint32(len(text)-1))  //nolint:gosec // bounded by maxLine
 	b.deltas = append(b.deltas, uint32(stamp-b.latest)) //nolint:gosec // bounded by fits
+	if stream != logsv1.Stream_STREAM_UNSPECIFIED || len(b.streams) > 0 {
+		for len(b.streams) < len(b.lengths)-1 {
+			b.streams = append(b.streams, logsv1.Stream_STREAM_UNSPECIFIED)
+		}
+		b.streams = append(b.streams, stream)
+	}
 	b.latest = stamp
 	b.end = end
 }
@@ -157,6 +170,7 @@ func (b *batch) proto() *logsv1.Batch {
 		Data:          b.data,
 		Lengths:       b.lengths,
 		TimeDeltas:    b.deltas,
+		Streams:       b.streams,
 		End:           b.end.position(),
 		Gap:           b.gap,
 	}
@@ -197,7 +211,7 @@ func decode(record []byte) (*batch, error) {
 	b := &batch{
 		start: cursorOf(&start), end: cursorOf(message.GetEnd()), base: nanos(message.GetBaseTime()),
 		sealed: true, gap: message.GetGap(),
-		data: message.GetData(), lengths: message.GetLengths(), deltas: message.GetTimeDeltas(),
+		data: message.GetData(), lengths: message.GetLengths(), deltas: message.GetTimeDeltas(), streams: message.GetStreams(),
 	}
 	b.latest = b.base
 	for _, delta := range b.deltas {

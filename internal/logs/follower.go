@@ -12,6 +12,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
@@ -25,6 +26,9 @@ type Read struct {
 	Previous bool
 	// Follow asks to go on until the container ends.
 	Follow bool
+	// Stream asks for one stream of the container alone: Stdout or Stderr, or "" for
+	// both in the order of the log. See [Cluster.Splits].
+	Stream string
 }
 
 // OpenFunc opens a log as Kubernetes gives it: each line begins with its time stamp
@@ -65,6 +69,7 @@ const (
 // followerConfig is what all followers share.
 type followerConfig struct {
 	open       OpenFunc
+	splits     func(ctx context.Context) bool // whether open gives one stream alone; nil if not
 	client     logsv1.LogServiceClient
 	outage     *outage // of the log server
 	sources    *outage // of the cluster
@@ -93,8 +98,8 @@ type follower struct {
 	allowed    func() windowLimits
 	// overdue ends when nobody waits any longer for the log to be complete. Nil for never.
 	overdue context.Context //nolint:containedctx // it is a signal that costs no goroutine to wait for
-	// mask replaces what must not leave the pod in a line. Nil for none.
-	mask func(line []byte) []byte
+	// mask returns what hides secrets in lines; nil for nothing.
+	mask func() *mask.Masker
 	// beginning is what is known about the time before the first line.
 	beginning beginning
 
@@ -318,6 +323,11 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
 	lines := newLineReader(watched.in, f.metrics.cutLines.Inc)
+	lines.mask = f.mask
+	if f.splits != nil && f.splits(ctx) {
+		lines.labels = newLabels(ctx, f.open, read)
+		defer lines.labels.close()
+	}
 	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
 	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
@@ -333,8 +343,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 			f.gap(ctx, generation, reasonRotated, "the log was read so slowly that the node may have put away a part of it", timestamp(stamp))
 		}
 		watch.steps.Add(1)
-		text = f.masked(text)
-		if err := f.window.add(ctx, generation, hold, stamp, text); err != nil {
+		if err := f.window.add(ctx, generation, hold, stamp, text, lines.stream); err != nil {
 			return progress, err
 		}
 		watch.steps.Add(1)
@@ -353,25 +362,12 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, hold, stamp, f.masked(text))
+		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:
 		return progress, fmt.Errorf("reading the log: %w", err)
 	}
-}
-
-// masked returns what may leave the pod of a line, which ends with a line feed.
-func (f *follower) masked(text []byte) []byte {
-	if f.mask == nil {
-		return text
-	}
-	line := text[: len(text)-1 : len(text)-1] // what lies behind it is not the mask's
-	masked := f.mask(line)
-	if len(masked) == len(line) && (len(line) == 0 || &masked[0] == &line[0]) {
-		return text
-	}
-	return append(masked, '\n')
 }
 
 // find returns the first line behind the cursor.

@@ -8,6 +8,9 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/mask"
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
 const (
@@ -42,6 +45,13 @@ type lineReader struct {
 	stamp int64
 	// onCut is called for each cut.
 	onCut func()
+	// mask says what is to be hidden in lines, if it is not nil, and hidden does so.
+	mask   func() *mask.Masker
+	hidden mask.Lines
+	// labels tells where lines were written to, if it is not nil, and stream is what it
+	// says of the last one.
+	labels *labels
+	stream logsv1.Stream
 
 	// The last stamp's text, but for its fraction, and the second that it means:
 	// almost every line has the same one as the line before it.
@@ -104,10 +114,24 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// next returns the next line, ended by a line feed. It is valid until the next
+// next returns the next line as [lineReader.raw] does, with its secrets hidden. That
+// also goes for lines that the caller is only to skip: of a line that was cut, the
+// part that is wanted may begin with the end of one that is not.
+func (r *lineReader) next() (stamp int64, text []byte, err error) {
+	stamp, text, err = r.raw()
+	if r.labels != nil && (err == nil || errors.Is(err, errTorn)) {
+		r.stream = r.labels.of(stamp, text)
+	}
+	if r.mask != nil && (err == nil || errors.Is(err, errTorn)) {
+		text = r.hidden.Next(r.mask(), text, r.cut)
+	}
+	return stamp, text, err
+}
+
+// raw returns the next line, ended by a line feed. It is valid until the next
 // call. At the end of the log the error is io.EOF, or errTorn together with
 // the line so far (to which a line feed is added). A *noticeError can be followed by lines.
-func (r *lineReader) next() (stamp int64, text []byte, err error) {
+func (r *lineReader) raw() (stamp int64, text []byte, err error) {
 	piece, err := r.in.ReadSlice('\n')
 	if err == nil && !r.cut {
 		return r.split(piece)

@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/spool"
@@ -32,17 +33,19 @@ type Options struct {
 	Pods *Pods
 	// Open opens the log of a container.
 	Open OpenFunc
+	// Splits reports whether Open gives stdout and stderr by themselves, which takes two
+	// more connections for each log. Nil leaves open where lines were written to.
+	Splits func(ctx context.Context) bool
 	// Exists asks the cluster itself whether a pod exists.
 	Exists func(ctx context.Context, name, uid string) (bool, error)
+	// Mask returns what hides a worker's secrets, or nil; it may block until that is
+	// known. Nil hides nothing.
+	Mask func(ctx context.Context, worker *corev1.Pod) (func() *mask.Masker, error)
 	// Server is the connection to the log server.
 	Server grpc.ClientConnInterface
 	// Spool keeps on disk what the log server does not take at once. Nil for a relay that
 	// leaves these lines at the nodes, which remove them when they rotate a log.
 	Spool *spool.Store
-	// Mask returns what replaces, in each line of an instance, what must not leave the
-	// pod: a function that is given a line without its end. It may change the line in
-	// place, and is called by one goroutine at a time. Both may be nil.
-	Mask func(Instance) func(line []byte) []byte
 	// Registry receives the metrics.
 	Registry prometheus.Registerer
 	// Log receives the relay's own story.
@@ -122,6 +125,7 @@ func NewRelay(options Options) *Relay {
 	return &Relay{
 		followerConfig: followerConfig{
 			open:       options.Open,
+			splits:     options.Splits,
 			client:     logsv1.NewLogServiceClient(options.Server),
 			outage:     &outage{name: "log server", about: unavailable, log: options.Log, up: m.serverUp},
 			sources:    &outage{name: "container logs", about: unreachable, log: options.Log, up: m.sourcesUp},
@@ -210,7 +214,9 @@ type worker struct {
 	*Relay
 	queue.Delivery[queue.Worker]
 	uid types.UID
-	log *slog.Logger
+	// mask returns what hides the worker's secrets; nil for nothing.
+	mask func() *mask.Masker
+	log  *slog.Logger
 	// allowed is what the server allows, once it knows the worker.
 	allowed windowLimits
 	// ended is when the worker was first seen to have ended, and overdue ends when
@@ -296,6 +302,11 @@ func (w *worker) follow(ctx, drain context.Context) (totals, error) {
 	first, err := w.appear(calls)
 	if err != nil {
 		return totals{}, err
+	}
+	if first != nil && w.options.Mask != nil {
+		if first, err = w.learnSecrets(calls, first); err != nil {
+			return totals{}, err
+		}
 	}
 	registered := make(chan struct{})
 	go func() {
@@ -406,6 +417,9 @@ func (w *worker) finish(ctx context.Context, last *corev1.Pod, total totals) (to
 	if last != nil {
 		request.Containers = endsOf(last, w.waited)
 		request.Reason, request.Message = last.Status.Reason, last.Status.Message
+		if w.mask != nil {
+			hideEnds(w.mask(), request)
+		}
 	} else {
 		request.Reason, request.Message = "Gone", "the pod was gone before its logs were read"
 	}
@@ -546,6 +560,7 @@ func (w *worker) followOne(ctx, drain context.Context, in Instance, registered <
 		followerConfig: w.followerConfig,
 		instance:       in,
 		window:         newWindow(w.limits, w.budget),
+		mask:           w.mask,
 		log:            w.log.With("container", in),
 		registered:     registered,
 		allowed:        func() windowLimits { return w.allowed },
@@ -554,9 +569,6 @@ func (w *worker) followOne(ctx, drain context.Context, in Instance, registered <
 			seen, changed := w.look()
 			return stateOf(seen, in), changed
 		},
-	}
-	if w.options.Mask != nil {
-		f.mask = w.options.Mask(in)
 	}
 	var disk *backlog
 	if w.options.Spool != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/spool"
@@ -32,6 +33,7 @@ type relayRig struct {
 	cluster  *cachetesting.FakeControllerSource
 	server   *serverRig
 	registry *prometheus.Registry
+	mask     func(context.Context, *corev1.Pod) (func() *mask.Masker, error)
 	stop     context.CancelFunc
 	stopped  chan error
 
@@ -75,7 +77,7 @@ func (r *relayRig) start() {
 	}
 	relay := NewRelay(Options{
 		Spool: r.store, LogDrainTimeout: r.patience,
-		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Server: r.server.conn, Registry: r.registry,
+		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Mask: r.mask, Server: r.server.conn, Registry: r.registry,
 		Log: slog.New(slog.DiscardHandler), BatchLinger: time.Millisecond, DrainTimeout: 5 * time.Second, EndWait: 20 * time.Millisecond,
 		Policy: backoff.Policy{Initial: time.Millisecond, Max: 20 * time.Millisecond},
 	})
@@ -120,7 +122,19 @@ func (r *relayRig) open(ctx context.Context, read Read) (io.ReadCloser, error) {
 	return r.source(name).Open(ctx, read.Since, read.Follow), nil
 }
 
-func (r *relayRig) exists(context.Context, string, string) (bool, error) { return false, nil }
+// exists asks the cluster, which may know more than the relay's view of it.
+func (r *relayRig) exists(_ context.Context, name, uid string) (bool, error) {
+	list, err := r.cluster.List(metav1.ListOptions{})
+	if err != nil {
+		return false, err
+	}
+	for _, item := range list.(*corev1.List).Items {
+		if p, ok := item.Object.(*corev1.Pod); ok && p.Name == name && string(p.UID) == uid {
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 // offer puts a worker on the queue.
 func (r *relayRig) offer(p *corev1.Pod) {

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/logs/link"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
 	"github.com/ottoscaler/ottoscaler/internal/spool"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
@@ -40,15 +41,20 @@ type serverRig struct {
 	t       fatalist
 	backend *logstest.Server
 	addr    string
-	conn    *grpc.ClientConn
+	conn    *link.Link
 	grpc    *grpc.Server
+	options []grpc.ServerOption
 }
 
-func newServerRig(t fatalist) *serverRig {
+func newServerRig(t fatalist) *serverRig { return newServerRigWith(t, link.Options{}) }
+
+// newServerRigWith starts a server with the given options, and dials it with others.
+func newServerRigWith(t fatalist, how link.Options, options ...grpc.ServerOption) *serverRig {
 	t.Helper()
-	s := &serverRig{t: t, backend: &logstest.Server{}, addr: "127.0.0.1:0"}
+	s := &serverRig{t: t, backend: &logstest.Server{}, addr: "127.0.0.1:0", options: options}
 	s.start()
-	conn, err := Dial(s.addr)
+	how.Addr = s.addr
+	conn, err := link.Dial(how)
 	if err != nil {
 		t.Fatalf("dialing: %v", err)
 	}
@@ -69,7 +75,7 @@ func (s *serverRig) start() {
 		s.t.Fatalf("listening: %v", err)
 	}
 	s.addr = listener.Addr().String()
-	s.grpc = grpc.NewServer()
+	s.grpc = grpc.NewServer(s.options...)
 	logsv1.RegisterLogServiceServer(s.grpc, s.backend)
 	go s.grpc.Serve(listener) //nolint:errcheck // ends with Stop
 }

@@ -153,7 +153,7 @@ func (w *window) recount(generation int, seen seconds) {
 
 // add appends a line, which ends with a line feed. It blocks while there is no
 // room, and then tells a pause about it.
-func (w *window) add(ctx context.Context, generation int, pause *pause, stamp int64, text []byte) error {
+func (w *window) add(ctx context.Context, generation int, pause *pause, stamp int64, text []byte, stream logsv1.Stream) error {
 	for {
 		w.mu.Lock()
 		if w.generation != generation {
@@ -175,7 +175,7 @@ func (w *window) add(ctx context.Context, generation int, pause *pause, stamp in
 		}
 		if last != nil {
 			w.tail.advance(stamp, text, w.seconds.count(floorSecond(stamp)))
-			last.add(stamp, text, w.tail)
+			last.add(stamp, text, stream, w.tail)
 			w.account(last)
 			if len(last.lengths) == w.limits.lines {
 				w.seal()

@@ -254,6 +254,7 @@ func podSpecs(t *testing.T, r rendering) map[string]corev1.PodTemplateSpec {
 
 type pool struct {
 	Overrides map[string]any         `json:"overrides"`
+	Logs      map[string]any         `json:"logs"`
 	Template  corev1.PodTemplateSpec `json:"template"`
 }
 
