@@ -108,7 +108,7 @@ func (b *batch) split(limits windowLimits) []*batch {
 			part = &batch{start: at, base: stamp, latest: stamp, born: b.born, kept: b.kept}
 			parts = append(parts, part)
 		}
-		at.advance(stamp, text, inSecond.count(floorSecond(stamp)))
+		at.advance(stamp, text, inSecond.count(stamp))
 		part.add(stamp, text, at)
 	}
 	part.sealed, part.record, part.end = true, b.record, b.end

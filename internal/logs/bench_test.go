@@ -148,7 +148,7 @@ func BenchmarkRawStream(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := w.add(b.Context(), w.generation, nil, stamp, text); err != nil {
+		if err := w.add(b.Context(), w.generation, nil, stamp, text, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -193,7 +193,7 @@ func BenchmarkReadLines(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			if err := w.add(b.Context(), w.generation, nil, stamp, text); err != nil {
+			if err := w.add(b.Context(), w.generation, nil, stamp, text, nil); err != nil {
 				return err
 			}
 			if len(w.fresh) > defaultWindow {

@@ -315,11 +315,15 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
 
+	more := lines
+	if f.mask != nil {
+		more = nil // each line is masked, once
+	}
 	stamp, text, err := f.find(lines, from, byTime, generation)
 	for ; err == nil; stamp, text, err = lines.next() {
 		watch.steps.Add(1)
 		text = f.masked(text)
-		if err := f.window.add(ctx, generation, hold, stamp, text); err != nil {
+		if err := f.window.add(ctx, generation, hold, stamp, text, more); err != nil {
 			return progress, err
 		}
 		watch.steps.Add(1)
@@ -335,7 +339,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, hold, stamp, f.masked(text))
+		return true, f.window.add(ctx, generation, hold, stamp, f.masked(text), nil)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:
@@ -382,7 +386,7 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 			return 0, nil, err
 		}
 		second := floorSecond(stamp)
-		switch count := seen.count(second); {
+		switch count := seen.count(stamp); {
 		case from.behindGap() && stamp < from.Time:
 		case from.behindGap() && stamp == from.Time:
 			seen.lines-- // it will be counted when it is added
