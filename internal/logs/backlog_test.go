@@ -387,7 +387,10 @@ func TestOverdueLogIsCountedAndGivenUp(t *testing.T) {
 			r.follow.overdue = overdue
 			r.start(t.Context())
 			r.print(tens(12)...)
-			r.await(12)
+			r.eventually("twelve lines are acknowledged", func() bool {
+				at, _ := r.window.settled()
+				return at.Sequence == 12
+			})
 			r.server.backend.SetFaults(logstest.Faults{Batch: func(logstest.Key, *logsv1.Batch) logstest.Action {
 				return logstest.Action{Refuse: true, Silent: true}
 			}})

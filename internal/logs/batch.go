@@ -109,7 +109,7 @@ func (b *batch) split(limits windowLimits) []*batch {
 			part = &batch{start: at, base: stamp, latest: stamp, born: b.born, kept: b.kept}
 			parts = append(parts, part)
 		}
-		at.advance(stamp, text, inSecond.count(floorSecond(stamp)))
+		at.advance(stamp, text, inSecond.count(stamp))
 		var stream logsv1.Stream
 		if len(b.streams) > 0 {
 			stream = b.streams[i]

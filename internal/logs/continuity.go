@@ -47,9 +47,12 @@ type continuity struct {
 }
 
 // jumped reports whether the read may have passed over a file before the line of that
-// stamp, which it has just read.
-func (c *continuity) jumped(stamp int64) bool {
+// stamp, which it has just read. The window has all lines before it.
+func (c *continuity) jumped(stamp int64, w *window) bool {
 	const apart = int64(rotationEvery)
+	if c.last != 0 && stamp-c.last >= apart {
+		c.last = max(c.last, w.end().Time) // it takes several lines at once
+	}
 	jumped := c.last != 0 && stamp-c.last >= apart &&
 		c.came.UnixNano()-c.last >= apart && // the read was behind
 		stamp-c.opened.UnixNano() >= apart // what the file held when it was opened is whole

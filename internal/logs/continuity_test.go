@@ -24,12 +24,31 @@ func TestOnlyAReadThatIsBehindCanJumpOverAFile(t *testing.T) {
 		{"a silence that began before the read was opened", -60, 20, 30, true},
 	} {
 		c := continuity{in: &arrivalReader{at: after(row.came)}, opened: opened}
-		if c.jumped(after(row.first).UnixNano()) {
+		w := newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
+		w.resume(Cursor{})
+		if c.jumped(after(row.first).UnixNano(), w) {
 			t.Errorf("%s: the first line is no jump", row.what)
 		}
-		if got := c.jumped(after(row.second).UnixNano()); got != row.want {
+		if got := c.jumped(after(row.second).UnixNano(), w); got != row.want {
 			t.Errorf("%s: got %t, want %t", row.what, got, row.want)
 		}
+	}
+}
+
+func TestLinesThatWereTakenTogetherAreNoJump(t *testing.T) {
+	opened := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	stamp := func(seconds int) int64 { return opened.Add(time.Duration(seconds) * time.Second).UnixNano() }
+	w := newWindow(windowLimits{lines: 500, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
+	w.resume(Cursor{})
+	c := continuity{in: &arrivalReader{at: opened.Add(time.Minute)}, opened: opened}
+	c.jumped(stamp(20), w)
+	for second := 20; second <= 28; second++ { // of which jumped sees the first
+		if err := w.add(t.Context(), w.generation, nil, stamp(second), []byte("x\n"), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.jumped(stamp(30), w) {
+		t.Error("2 s after the line before it: got a jump")
 	}
 }
 

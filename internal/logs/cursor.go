@@ -151,10 +151,10 @@ type secondCount struct {
 // rememberedSeconds is how many seconds with lines are remembered besides the current one.
 const rememberedSeconds = 32
 
-// count adds a line and returns how many lines its second has now.
-func (s *seconds) count(second int64) uint32 {
-	if second != s.second {
-		s.turn(second)
+// count adds a line and returns how many lines the second of its stamp has now.
+func (s *seconds) count(stamp int64) uint32 {
+	if in := stamp - s.second*int64(time.Second); in < 0 || in >= int64(time.Second) {
+		s.turn(floorSecond(stamp))
 	}
 	s.lines++
 	return s.lines

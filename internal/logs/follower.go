@@ -332,6 +332,10 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
 
+	more := lines
+	if lines.mask != nil || lines.labels != nil {
+		more = nil // each line is looked at
+	}
 	stamp, text, err := f.find(lines, from, byTime, generation)
 	if from.Sequence == 0 && err == nil {
 		if why, doubtful := f.beginning.doubt(state, opened, stamp); doubtful {
@@ -339,11 +343,11 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		}
 	}
 	for ; err == nil; stamp, text, err = lines.next() {
-		if watched.jumped(stamp) {
+		if watched.jumped(stamp, f.window) {
 			f.gap(ctx, generation, reasonRotated, "the log was read so slowly that the node may have put away a part of it", timestamp(stamp))
 		}
 		watch.steps.Add(1)
-		if err := f.window.add(ctx, generation, hold, stamp, text, lines.stream); err != nil {
+		if err := f.window.add(ctx, generation, hold, stamp, text, lines.stream, more); err != nil {
 			return progress, err
 		}
 		watch.steps.Add(1)
@@ -362,7 +366,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream)
+		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream, nil)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:
@@ -396,7 +400,7 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 			return 0, nil, err
 		}
 		second := floorSecond(stamp)
-		switch count := seen.count(second); {
+		switch count := seen.count(stamp); {
 		case from.behindGap() && stamp < from.Time:
 		case from.behindGap() && stamp == from.Time:
 			seen.lines-- // it will be counted when it is added

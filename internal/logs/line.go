@@ -43,6 +43,8 @@ type lineReader struct {
 	rest  []byte
 	cut   bool
 	stamp int64
+	// peeked is how long the line is that peek has returned, with its stamp.
+	peeked int
 	// onCut is called for each cut.
 	onCut func()
 	// mask says what is to be hidden in lines, if it is not nil, and hidden does so.
@@ -163,6 +165,27 @@ func (r *lineReader) raw() (stamp int64, text []byte, err error) {
 		}
 		piece, err = r.in.ReadSlice('\n')
 	}
+}
+
+// peek returns the next line if it is whole and in memory already. It is valid until the
+// next call of anything, and taken with take. Whatever is not simple is left to next.
+func (r *lineReader) peek() (stamp int64, text []byte, ok bool) {
+	if r.cut || r.in.buffered == nil {
+		return 0, nil, false
+	}
+	waiting, _ := r.in.buffered.Peek(r.in.buffered.Buffered()) // no more than there is, so no error
+	end := bytes.IndexByte(waiting, '\n')
+	if end < 0 {
+		return 0, nil, false
+	}
+	stamp, text, err := r.split(waiting[:end+1])
+	r.peeked = end + 1
+	return stamp, text, err == nil
+}
+
+// take takes the line that peek has returned.
+func (r *lineReader) take() {
+	r.in.buffered.Discard(r.peeked) //nolint:errcheck // it is there
 }
 
 // cutLong returns the first part of a line that is too long and keeps the rest.

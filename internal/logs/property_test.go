@@ -141,7 +141,7 @@ func TestBatchIsNeverLargerThanItsBound(t *testing.T) {
 		for range rapid.IntRange(1, 300).Draw(t, "count") {
 			stamp += rapid.Int64Range(-10, 5e9).Draw(t, "step")
 			text := append(make([]byte, rapid.IntRange(0, 3000).Draw(t, "length")), '\n')
-			if err := w.add(context.Background(), w.generation, nil, stamp, text, 0); err != nil {
+			if err := w.add(context.Background(), w.generation, nil, stamp, text, 0, nil); err != nil {
 				t.Fatalf("adding a line: %v", err)
 			}
 		}

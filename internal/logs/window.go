@@ -152,8 +152,9 @@ func (w *window) recount(generation int, seen seconds) {
 }
 
 // add appends a line, which ends with a line feed. It blocks while there is no
-// room, and then tells a pause about it.
-func (w *window) add(ctx context.Context, generation int, pause *pause, stamp int64, text []byte, stream logsv1.Stream) error {
+// room, and then tells a pause about it. With more, it takes further lines that fit in
+// the same batch.
+func (w *window) add(ctx context.Context, generation int, pause *pause, stamp int64, text []byte, stream logsv1.Stream, more *lineReader) error {
 	for {
 		w.mu.Lock()
 		if w.generation != generation {
@@ -174,8 +175,14 @@ func (w *window) add(ctx context.Context, generation int, pause *pause, stamp in
 			}
 		}
 		if last != nil {
-			w.tail.advance(stamp, text, w.seconds.count(floorSecond(stamp)))
-			last.add(stamp, text, stream, w.tail)
+			w.append(last, stamp, text, stream)
+			if more != nil {
+				limits := w.allowed()
+				for stamp, text, ok := more.peek(); ok && last.fits(stamp, text, limits); stamp, text, ok = more.peek() {
+					w.append(last, stamp, text, logsv1.Stream_STREAM_UNSPECIFIED)
+					more.take()
+				}
+			}
 			w.account(last)
 			if len(last.lengths) == w.limits.lines {
 				w.seal()
@@ -200,6 +207,12 @@ func (w *window) add(ctx context.Context, generation int, pause *pause, stamp in
 		}
 		pause.look(ctx)
 	}
+}
+
+// append appends a line to a batch.
+func (w *window) append(b *batch, stamp int64, text []byte, stream logsv1.Stream) {
+	w.tail.advance(stamp, text, w.seconds.count(stamp))
+	b.add(stamp, text, stream, w.tail)
 }
 
 // addGap appends a gap. It never blocks: it is small, and nothing may be left out

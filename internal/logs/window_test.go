@@ -29,7 +29,7 @@ func TestWindowsTogetherStayWithinTheBudget(t *testing.T) {
 				w := newWindow(windowLimits{lines: 500, batchBytes: MaxBatchBytes, batches: 32, bytes: 4 << 20, linger: time.Hour}, total)
 				w.resume(Cursor{})
 				for len(w.fresh) == 0 || !w.fresh[0].sealed { // in better times
-					if err := w.add(t.Context(), w.generation, nil, 1, text, 0); err != nil {
+					if err := w.add(t.Context(), w.generation, nil, 1, text, 0, nil); err != nil {
 						t.Fatalf("adding a line: %v", err)
 					}
 				}
@@ -46,7 +46,7 @@ func TestWindowsTogetherStayWithinTheBudget(t *testing.T) {
 			for i, w := range all {
 				var err error
 				for err == nil {
-					err = w.add(full, w.generation, nil, 1, text, 0)
+					err = w.add(full, w.generation, nil, 1, text, 0, nil)
 				}
 				if !errors.Is(err, context.Canceled) {
 					t.Fatalf("adding a line: %v", err)
@@ -84,14 +84,14 @@ func TestOpenBatchStopsGrowingOverTheBudget(t *testing.T) {
 	w.resume(Cursor{})
 	text := append(bytes.Repeat([]byte("x"), 1000), '\n')
 	for range 20 {
-		if err := w.add(t.Context(), w.generation, nil, 1, text, 0); err != nil {
+		if err := w.add(t.Context(), w.generation, nil, 1, text, 0, nil); err != nil {
 			t.Fatalf("adding a line: %v", err)
 		}
 	}
 	total.used.Add(64 << 10) // others
 	full, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := w.add(full, w.generation, nil, 1, text, 0); !errors.Is(err, context.Canceled) {
+	if err := w.add(full, w.generation, nil, 1, text, 0, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("adding to a large batch over the budget: got %v, want it to wait", err)
 	}
 	if !w.fresh[0].sealed {
