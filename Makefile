@@ -36,6 +36,10 @@ bin: ## Compile the programs to bin/
 image: ## Make the images: in Docker where it runs (BASE_IMAGE, BUILD_IMAGE), else as archives in build/images
 	@GO="$(GO)" DOCKER="$(DOCKER)" scripts/image "$(IMAGE_TAG)"
 
+.PHONY: image-log-server
+image-log-server: ## Make the image of the NestJS log server, in Docker (NODE_IMAGE)
+	@DOCKER="$(DOCKER)" scripts/image-log-server "$(IMAGE_TAG)"
+
 .PHONY: generate
 generate: ## Generate Go from proto/
 	$(call tool,buf) generate
@@ -55,8 +59,8 @@ fmt: ## Format Go code as lint wants it
 	$(call tool,golangci-lint) fmt ./...
 
 .PHONY: test
-test: ## All tests: unit (race), integration, chart, end to end, developers' environments
-	@GO="$(GO)" scripts/test unit integration chart e2e development
+test: ## All tests: unit (race), integration, log server, chart, end to end, developers' environments
+	@GO="$(GO)" scripts/test unit integration logserver chart e2e development
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector, and what needs a Redis or an API server
@@ -65,6 +69,10 @@ test-unit: ## Unit tests with the race detector, and what needs a Redis or an AP
 .PHONY: test-integration
 test-integration: ## Tests of the from-source cluster and of what lies beside e2e and chart in test/
 	@GO="$(GO)" scripts/test integration
+
+.PHONY: test-logserver
+test-logserver: ## The NestJS log server: its own tests, its page in Chromium, the conformance suite
+	@GO="$(GO)" scripts/test logserver
 
 .PHONY: test-chart
 test-chart: ## Renders, schema, Pod Security, rights; what each binary may link

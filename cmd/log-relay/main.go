@@ -8,19 +8,31 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"sync"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 
 	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/kubeconfig"
 	"github.com/ottoscaler/ottoscaler/internal/logs"
+	"github.com/ottoscaler/ottoscaler/internal/logs/link"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/spool"
 )
 
-func main() { os.Exit(daemon.Main(os.Stderr, os.Args[1:], run)) }
+func main() {
+	// Thousands of followers that wait are much memory and little garbage: half of it
+	// as much again is enough room for that.
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	os.Exit(daemon.Main(os.Stderr, os.Args[1:], run))
+}
 
 // run builds the route in the order data takes it, then waits. It returns nil
 // when told to stop, once everything that was read is acknowledged.
@@ -50,19 +62,42 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 
+	// What must not be seen in the logs.
+	patterns, err := mask.ParsePatterns(cfg.MaskPatterns)
+	if err != nil {
+		return daemon.Misconfigured(err)
+	}
+	secrets := cluster.Secrets(patterns, registry, log)
+
 	// The log server. It is no part of our health: without it the logs wait in the
 	// cluster, and a restart of this container would help nobody.
-	server, err := logs.Dial(cfg.LogServerAddr)
+	way := cfg.link()
+	way.Registry, way.Log = registry, log
+	server, err := link.Dial(way)
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}
 	defer server.Close() //nolint:errcheck // everything is said
 
+	var splits func(context.Context) bool
+	if cfg.LogStreams == auto {
+		splits = cluster.Splits
+	}
+	var store *spool.Store
+	if cfg.SpoolDir != "" {
+		store, err = spool.Open(cfg.SpoolDir, spool.Options{GroupBytes: cfg.SpoolWorkerBytes, TotalBytes: cfg.SpoolBytes})
+		if err != nil {
+			return daemon.Misconfigured(fmt.Errorf("SPOOL_DIR: %w", err))
+		}
+	}
+
 	relay := logs.NewRelay(logs.Options{
 		Workers:      queue.Reporting(workers.Workers(), func(err error) { health.Report("queue", err) }),
 		Pods:         pods,
 		Open:         cluster.Open,
+		Splits:       splits,
 		Exists:       cluster.Exists,
+		Mask:         secrets.Masker,
 		Server:       server,
 		Registry:     registry,
 		Log:          log,
@@ -71,6 +106,10 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		BatchBytes:   cfg.BatchBytes,
 		BatchLinger:  cfg.BatchLinger,
 		DrainTimeout: cfg.DrainTimeout,
+
+		Spool:           store,
+		LogDrainTimeout: cfg.LogDrainTimeout,
+		StreamAge:       cfg.StreamAge,
 	})
 
 	// What the relay needs to drain outlives the signal.
@@ -79,12 +118,15 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group, support := errgroup.WithContext(support)
 	group.Go(func() error { return health.Run(support, cfg.HealthAddr) })
 	group.Go(func() error { return pods.Run(support) })
+	group.Go(func() error { return secrets.Run(support) })
+	group.Go(func() error { return server.Run(support) })
 	group.Go(func() error {
 		defer release()
 		relaying, stop := context.WithCancel(ctx)
 		defer stop()
 		defer context.AfterFunc(support, stop)() // when a part of the support fails
-		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr)
+		log.InfoContext(ctx, "relaying logs", "namespace", cfg.Namespace, "queue", cfg.QueueAddr, "log_server", cfg.LogServerAddr,
+			"tls", way.TLS, "gzip", way.Gzip, "connections", way.Connections)
 		return relay.Run(relaying)
 	})
 	return group.Wait()

@@ -67,6 +67,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Namespace:       cfg.Namespace,
 		Instance:        cfg.InstanceID,
 		LogDrainTimeout: cfg.LogDrainTimeout,
+		KubeEvents:      pods,
 		Pools:           pools,
 		Events:          client.Events(),
 		Workers:         client.Workers(),
@@ -133,7 +134,7 @@ func owner(cfg Config) worker.Owner {
 
 // clients returns clients of the cluster that KUBECONFIG names, else of the one
 // that the pod runs in.
-func clients(cfg Config, log *slog.Logger) (corev1client.PodsGetter, coordinationv1client.LeasesGetter, error) {
+func clients(cfg Config, log *slog.Logger) (corev1client.CoreV1Interface, coordinationv1client.LeasesGetter, error) {
 	klog.SetSlogLogger(log)
 	config, err := kubeconfig.Load(cfg.Kubeconfig)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 )
 
 // benchLine is the text of a line in the benchmarks.
-var benchLine = strings.Repeat("0123456789", 20)
+var benchLine = strings.Repeat("0123456789", 12)
 
 // A cycle is a log of n lines as Kubernetes gives it. It repeats a part that is made
 // once, so that a long log costs no memory.
@@ -91,12 +91,12 @@ func measure(b *testing.B, work func() error) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lines/s")
 }
 
-// BenchmarkRelay moves lines of 200 bytes from a log in memory through a follower
+// BenchmarkRelay moves lines of 120 bytes from a log in memory through a follower
 // to the reference server, over loopback.
 func BenchmarkRelay(b *testing.B) {
 	server := benchServer(b)
 	total := &budget{limit: defaultMemoryBytes}
-	m := newMetrics(prometheus.NewRegistry(), total)
+	m := newMetrics(prometheus.NewRegistry(), total, nil)
 	f := &follower{
 		followerConfig: followerConfig{
 			open: func(_ context.Context, read Read) (io.ReadCloser, error) {
@@ -110,6 +110,7 @@ func BenchmarkRelay(b *testing.B) {
 			sources: &outage{about: unreachable, log: slog.New(slog.DiscardHandler), up: m.sourcesUp},
 			metrics: m, policy: backoff.Default,
 			endWait: time.Millisecond, ackTimeout: time.Minute, closeWait: time.Second,
+			startWait: startWait, silence: silenceTick, probeEvery: probeEvery, rotation: time.Hour,
 		},
 		instance: Instance{PodUID: "uid-1", Pod: "w-1", Container: "agent"},
 		window: newWindow(windowLimits{
@@ -122,7 +123,7 @@ func BenchmarkRelay(b *testing.B) {
 		ctx, cancel := context.WithCancel(b.Context())
 		defer cancel()
 		done := make(chan error, 1)
-		go func() { done <- f.run(ctx, nil) }()
+		go func() { done <- f.run(ctx, context.Background()) }()
 		err := server.backend.Wait(ctx, func() bool {
 			l, _ := server.backend.Log(key)
 			return l.LineCount == uint64(b.N) //nolint:gosec // a count
@@ -147,11 +148,11 @@ func BenchmarkRawStream(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := w.add(b.Context(), 0, stamp, text); err != nil {
+		if err := w.add(b.Context(), w.generation, nil, stamp, text, 0, nil); err != nil {
 			b.Fatal(err)
 		}
 	}
-	for _, batch := range w.batches {
+	for _, batch := range w.fresh {
 		batches = append(batches, batch.message())
 	}
 	measure(b, func() error {
@@ -192,11 +193,11 @@ func BenchmarkReadLines(b *testing.B) {
 			if err != nil {
 				return err
 			}
-			if err := w.add(b.Context(), 0, stamp, text); err != nil {
+			if err := w.add(b.Context(), w.generation, nil, stamp, text, 0, nil); err != nil {
 				return err
 			}
-			if len(w.batches) > defaultWindow {
-				w.forget(defaultWindow)
+			if len(w.fresh) > defaultWindow {
+				w.void(w.tail)
 			}
 		}
 		return nil

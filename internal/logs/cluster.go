@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,7 +21,11 @@ import (
 // A Cluster is the namespace that the workers of one installation live in.
 type Cluster struct {
 	pods     typedcorev1.PodInterface
+	secrets  typedcorev1.SecretInterface
 	instance string
+
+	probe          sync.Mutex // guards the rest
+	probed, splits bool       // see Splits
 }
 
 // streamBuffer is how much of a log the connection to the API server may hold
@@ -49,7 +54,7 @@ func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, erro
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{pods: client.Pods(namespace), instance: instance}, nil
+	return &Cluster{pods: client.Pods(namespace), secrets: client.Secrets(namespace), instance: instance}, nil
 }
 
 // Workers lists and watches the installation's worker pods. It calls report with
@@ -78,6 +83,9 @@ func (c *Cluster) Open(ctx context.Context, read Read) (io.ReadCloser, error) {
 		Follow:     read.Follow,
 		Previous:   read.Previous,
 		Timestamps: true,
+	}
+	if read.Stream != "" {
+		options.Stream = &read.Stream
 	}
 	if !read.Since.IsZero() {
 		since := metav1.NewTime(read.Since)

@@ -1,7 +1,8 @@
 package logs
 
 import (
-	"hash/crc32"
+	"encoding/binary"
+	"hash/crc64"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -9,8 +10,8 @@ import (
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
-// castagnoli is the polynomial of the protocol's checksum, which CPUs compute.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// ecma is the polynomial of the protocol's checksum.
+var ecma = crc64.MakeTable(crc64.ECMA)
 
 // A Cursor is a place in the log of one container instance, just behind a line.
 // The zero Cursor is its beginning.
@@ -25,15 +26,21 @@ type Cursor struct {
 	// container runtime stamped it.
 	Time int64
 	// LinesInSecond is how many lines up to here were stamped within the second of Time.
+	// It is 0 behind a gap; then Time is that of the next line, if that was known.
 	LinesInSecond uint32
 	// Bytes is the total length of the lines, line ends not counted.
 	Bytes uint64
-	// Checksum is the CRC-32C of the lines, each followed by one line feed.
-	Checksum uint32
+	// Checksum is the CRC-64 of the lines, each followed by one line feed.
+	Checksum uint64
+	// Gaps is how many of the lines are gaps.
+	Gaps uint64
 }
 
 // Second returns the whole second that the last line was stamped in.
 func (c Cursor) Second() int64 { return floorSecond(c.Time) }
+
+// behindGap reports whether there is no line just before the cursor.
+func (c Cursor) behindGap() bool { return c.Sequence > 0 && c.LinesInSecond == 0 }
 
 // Since returns where to begin a read that finds the cursor's line again: one
 // second early, because stamps of stdout and stderr may be out of order by a
@@ -51,8 +58,30 @@ func (c *Cursor) advance(stamp int64, text []byte, inSecond uint32) {
 	c.Time = stamp
 	c.LinesInSecond = inSecond
 	c.Bytes += uint64(len(text) - 1)
-	c.Checksum = crc32.Update(c.Checksum, castagnoli, text)
+	c.Checksum = crc64.Update(c.Checksum, ecma, text)
 }
+
+// place is where in the log of the kubelet a cursor lies, whatever its line is numbered.
+type place struct {
+	time          int64
+	linesInSecond uint32
+}
+
+func (c Cursor) place() place { return place{c.Time, c.LinesInSecond} }
+
+// sameLines reports whether two cursors count the same lines.
+func (c Cursor) sameLines(other Cursor) bool {
+	return c.Sequence == other.Sequence && c.Checksum == other.Checksum && c.Bytes == other.Bytes && c.Gaps == other.Gaps
+}
+
+// skip moves the cursor over a gap.
+func (c *Cursor) skip() {
+	c.Sequence++
+	c.Gaps++
+	c.Checksum = crc64.Update(c.Checksum, ecma, lineFeed)
+}
+
+var lineFeed = []byte{'\n'}
 
 // position translates the cursor for the server.
 func (c Cursor) position() *logsv1.Position {
@@ -61,27 +90,41 @@ func (c Cursor) position() *logsv1.Position {
 		Time:          timestamp(c.Time),
 		LinesInSecond: c.LinesInSecond,
 		Bytes:         c.Bytes,
-		Checksum:      c.Checksum,
+		Checksum:      checksumBytes(c.Checksum),
+		GapCount:      c.Gaps,
 	}
 }
+
+// checksumBytes returns a checksum as the protocol has it.
+func checksumBytes(sum uint64) []byte { return binary.BigEndian.AppendUint64(nil, sum) }
 
 // cursorOf translates a position that the server gave back. Nil is the beginning.
 func cursorOf(p *logsv1.Position) Cursor {
 	if p.GetSequence() == 0 {
 		return Cursor{}
 	}
+	var checksum uint64 // stays 0 if a server has lost it: the end will not match, which is then true
+	if b := p.GetChecksum(); len(b) == 8 {
+		checksum = binary.BigEndian.Uint64(b)
+	}
 	return Cursor{
 		Sequence:      p.GetSequence(),
-		Time:          p.GetTime().GetSeconds()*int64(time.Second) + int64(p.GetTime().GetNanos()),
+		Time:          nanos(p.GetTime()),
 		LinesInSecond: p.GetLinesInSecond(),
 		Bytes:         p.GetBytes(),
-		Checksum:      p.GetChecksum(),
+		Checksum:      checksum,
+		Gaps:          p.GetGapCount(),
 	}
 }
 
 func timestamp(nanos int64) *timestamppb.Timestamp {
 	second := floorSecond(nanos)
 	return &timestamppb.Timestamp{Seconds: second, Nanos: int32(nanos - second*int64(time.Second))} //nolint:gosec // below one second
+}
+
+// nanos translates a time that timestamp has made.
+func nanos(t *timestamppb.Timestamp) int64 {
+	return t.GetSeconds()*int64(time.Second) + int64(t.GetNanos())
 }
 
 func floorSecond(nanos int64) int64 {
@@ -108,10 +151,10 @@ type secondCount struct {
 // rememberedSeconds is how many seconds with lines are remembered besides the current one.
 const rememberedSeconds = 32
 
-// count adds a line and returns how many lines its second has now.
-func (s *seconds) count(second int64) uint32 {
-	if second != s.second {
-		s.turn(second)
+// count adds a line and returns how many lines the second of its stamp has now.
+func (s *seconds) count(stamp int64) uint32 {
+	if in := stamp - s.second*int64(time.Second); in < 0 || in >= int64(time.Second) {
+		s.turn(floorSecond(stamp))
 	}
 	s.lines++
 	return s.lines

@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
@@ -24,6 +26,9 @@ type Read struct {
 	Previous bool
 	// Follow asks to go on until the container ends.
 	Follow bool
+	// Stream asks for one stream of the container alone: Stdout or Stderr, or "" for
+	// both in the order of the log. See [Cluster.Splits].
+	Stream string
 }
 
 // OpenFunc opens a log as Kubernetes gives it: each line begins with its time stamp
@@ -46,6 +51,16 @@ const (
 	// lastTries is how often the log of an ended instance is tried when the
 	// kubelet says that it has none.
 	lastTries = 8
+	// startWait is how long the reading of a log waits for the server to say where to go
+	// on. Without that it begins where the spool ends: the node does not wait with its
+	// rotations until the server is back.
+	startWait = 3 * time.Second
+	// silenceTick is how often a read is looked at that gives nothing. If the instance
+	// has ended meanwhile, the read is stuck.
+	silenceTick = 15 * time.Second
+	// silenceCheck is after how many silent looks a read of a running instance is
+	// compared with what another read finds.
+	silenceCheck = 20
 	// shortTries is how often a log may end before the line to go on behind until
 	// that line counts as lost: a connection that breaks can look like an end.
 	shortTries = 3
@@ -54,12 +69,17 @@ const (
 // followerConfig is what all followers share.
 type followerConfig struct {
 	open       OpenFunc
+	splits     func(ctx context.Context) bool // whether open gives one stream alone; nil if not
 	client     logsv1.LogServiceClient
 	outage     *outage // of the log server
 	sources    *outage // of the cluster
 	metrics    *metrics
 	policy     backoff.Policy
 	endWait    time.Duration
+	startWait  time.Duration
+	silence    time.Duration // see silenceTick
+	probeEvery time.Duration
+	rotation   time.Duration // how old a stream may become
 	ackTimeout time.Duration
 	closeWait  time.Duration
 }
@@ -72,17 +92,37 @@ type follower struct {
 	state  func() (State, <-chan struct{})
 	window *window
 	log    *slog.Logger
+	// registered is closed when the server knows the worker, and allowed says then what
+	// it allows. Nil if it knows it already.
+	registered <-chan struct{}
+	allowed    func() windowLimits
+	// overdue ends when nobody waits any longer for the log to be complete. Nil for never.
+	overdue context.Context //nolint:containedctx // it is a signal that costs no goroutine to wait for
+	// mask returns what hides secrets in lines; nil for nothing.
+	mask func() *mask.Masker
+	// beginning is what is known about the time before the first line.
+	beginning beginning
+
+	// What run leaves: the last acknowledged line, and, if the log is overdue, what was
+	// read behind it, and whether that is all there was.
+	acked Cursor
+	left  struct {
+		lines, bytes uint64
+		all          bool
+	}
 }
 
 // errDraining says that a log isn't complete because the relay is to stop.
 var errDraining = errors.New("the relay is shutting down")
 
-// run returns nil once the server has the whole log. When drain is closed it
+// errOverdue says that a log isn't complete, and that nobody waits for it any longer.
+var errOverdue = errors.New("the log server has not acknowledged the log in time")
+
+// run returns nil once the server has the whole log. When drain ends it
 // sends what is read and returns errDraining. Otherwise it ends with ctx.
-func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
+func (f *follower) run(ctx, drain context.Context) error {
 	f.metrics.followers.Inc()
 	defer f.metrics.followers.Dec()
-	defer f.window.release()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	read := make(chan struct{})
@@ -90,26 +130,57 @@ func (f *follower) run(ctx context.Context, drain <-chan struct{}) error {
 		defer close(read)
 		f.read(ctx)
 	}()
-	go func() {
-		select {
-		case <-drain:
-			f.window.drain()
-		case <-ctx.Done():
-		}
-	}()
-	err := f.send(ctx)
+	defer context.AfterFunc(drain, f.window.drain)()
+	sending, stop := context.WithCancel(ctx)
+	defer stop()
+	if f.overdue != nil {
+		defer context.AfterFunc(f.overdue, stop)()
+	}
+	err := f.awaitRegistration(sending, drain)
+	if err == nil {
+		err = f.send(sending)
+	}
+	if err != nil && sending.Err() != nil && ctx.Err() == nil {
+		err = errOverdue
+	}
 	cancel()
 	<-read
+	f.acked, _ = f.window.settled()
+	if errors.Is(err, errOverdue) {
+		f.left.lines, f.left.bytes, f.left.all = f.window.left()
+		f.metrics.lostLines.WithLabelValues("drain_deadline").Add(float64(f.left.lines))
+	}
+	f.window.release(err == nil || errors.Is(err, errOverdue))
 	return err
+}
+
+// awaitRegistration returns when the server knows the worker. What is read meanwhile
+// goes to the spool.
+func (f *follower) awaitRegistration(ctx, drain context.Context) error {
+	if f.registered == nil {
+		return nil
+	}
+	select {
+	case <-f.registered:
+		f.window.allow(f.allowed())
+		return nil
+	case <-drain.Done():
+		return errDraining
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // read puts the log into the window, from wherever the server wants it, as often
 // as the server wants it, until ctx ends.
 func (f *follower) read(ctx context.Context) {
+	patience := time.NewTimer(f.startWait)
 	select {
 	case <-f.window.ready:
+	case <-patience.C:
 	case <-ctx.Done():
 	}
+	patience.Stop()
 	for ctx.Err() == nil {
 		reading, stop := context.WithCancel(ctx)
 		generation := f.window.attach(stop)
@@ -140,10 +211,11 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		state, _ := f.state()
 		if state.Gone {
 			if !atEnd {
-				f.truncated(ctx, "the pod or its log is gone")
+				f.truncated(ctx, generation, "the pod or its log is gone")
 			}
 			return true
 		}
+		opened := time.Now()
 		progress, err := f.readOnce(ctx, generation, state, byTime)
 		if progress {
 			attempt.Progress()
@@ -157,9 +229,18 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		case ctx.Err() != nil || errors.Is(err, errMoved):
 			return false
 		case err == nil && state.Ended && !progress:
+			if why, doubtful := f.beginning.doubt(state, opened, 0); doubtful && f.window.end().Sequence == 0 {
+				f.gap(ctx, generation, reasonRotated, why, nil)
+			}
+			if byTime && !f.window.end().behindGap() {
+				f.gap(ctx, generation, reasonRotated, "the last line was not found again, and none came after it", nil)
+			}
 			return true
 		case err == nil && state.Ended:
 			continue // one more read proves that nothing is left
+		case errors.Is(err, errDoubt):
+			byTime = true
+			continue
 		case err == nil || errors.Is(err, errLost) || errors.Is(err, errShort):
 			if errors.Is(err, errShort) {
 				short++
@@ -176,7 +257,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			f.log.WarnContext(ctx, "reading again", "err", err)
 		}
 		if state.Ended && failures >= lastTries && unreadable(err) {
-			f.truncated(ctx, err.Error())
+			f.truncated(ctx, generation, err.Error())
 			return true
 		}
 	}
@@ -202,9 +283,16 @@ func (f *follower) awaitEnd(ctx context.Context) bool {
 	}
 }
 
-func (f *follower) truncated(ctx context.Context, reason string) {
+func (f *follower) truncated(ctx context.Context, generation int, reason string) {
 	f.metrics.truncated.Inc()
-	f.log.WarnContext(ctx, "the end of a log may be missing", "reason", reason, "lines", f.window.end().Sequence)
+	f.gap(ctx, generation, reasonTruncated, reason, nil)
+}
+
+// gap puts a gap into the log.
+func (f *follower) gap(ctx context.Context, generation int, reason, message string, to *timestamppb.Timestamp) {
+	f.metrics.gaps.WithLabelValues(reason).Inc()
+	f.log.WarnContext(ctx, "lines may be missing", "reason", reason, "message", message, "line", f.window.end().Sequence)
+	f.window.addGap(generation, &logsv1.Gap{Reason: reason, Message: message, ToTime: to})
 }
 
 // unreachable reports whether an error is about the way to the logs, and not an
@@ -224,7 +312,7 @@ func unreadable(err error) bool {
 // readOnce reads from the window's tail until the log ends, in which case the
 // error is nil, or breaks. It reports whether it has added lines.
 func (f *follower) readOnce(ctx context.Context, generation int, state State, byTime bool) (progress bool, err error) {
-	from := f.window.end()
+	from, opened := f.window.end(), time.Now()
 	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended}
 	body, err := f.open(ctx, read)
 	if err != nil {
@@ -233,14 +321,43 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	defer body.Close() //nolint:errcheck // nothing was written
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
-	lines := newLineReader(body, f.metrics.cutLines.Inc)
+	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
+	lines := newLineReader(watched.in, f.metrics.cutLines.Inc)
+	lines.mask = f.mask
+	if f.splits != nil && f.splits(ctx) {
+		lines.labels = newLabels(ctx, f.open, read)
+		defer lines.labels.close()
+	}
+	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
+	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
+	defer watch.stop()
 
+	more := lines
+	if lines.mask != nil || lines.labels != nil {
+		more = nil // each line is looked at
+	}
 	stamp, text, err := f.find(lines, from, byTime, generation)
+	if from.Sequence == 0 && err == nil {
+		if why, doubtful := f.beginning.doubt(state, opened, stamp); doubtful {
+			f.gap(ctx, generation, reasonRotated, why, timestamp(stamp))
+		}
+	}
 	for ; err == nil; stamp, text, err = lines.next() {
-		if err := f.window.add(ctx, generation, stamp, text); err != nil {
+		if watched.jumped(stamp, f.window) {
+			f.gap(ctx, generation, reasonRotated, "the log was read so slowly that the node may have put away a part of it", timestamp(stamp))
+		}
+		watch.steps.Add(1)
+		if err := f.window.add(ctx, generation, hold, stamp, text, lines.stream, more); err != nil {
 			return progress, err
 		}
+		watch.steps.Add(1)
 		progress = true
+	}
+	if watch.stuck.Load() {
+		return progress, errStuck
+	}
+	if from.Sequence == 0 && !progress {
+		f.beginning.silent(opened, time.Now())
 	}
 	switch {
 	case errors.Is(err, io.EOF):
@@ -249,7 +366,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		// The rest of the line is yet to be written. It is read again as a whole.
 		return progress, nil
 	case errors.Is(err, errTorn):
-		return true, f.window.add(ctx, generation, stamp, text)
+		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream, nil)
 	case errors.Is(err, errLost) || errors.Is(err, errShort):
 		return progress, err
 	default:
@@ -283,9 +400,19 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 			return 0, nil, err
 		}
 		second := floorSecond(stamp)
-		switch count := seen.count(second); {
+		switch count := seen.count(stamp); {
+		case from.behindGap() && stamp < from.Time:
+		case from.behindGap() && stamp == from.Time:
+			seen.lines-- // it will be counted when it is added
+			f.window.recount(generation, seen)
+			return stamp, text, err
+		case from.behindGap() && !byTime:
+			return 0, nil, errLost
 		case byTime && stamp > from.Time:
 			f.metrics.inexactResumes.Inc()
+			f.gap(context.Background(), generation, reasonRotated, "the node has put away a part of the log that may not have been read to its end", timestamp(stamp))
+			seen.lines-- // it will be counted when it is added
+			f.window.recount(generation, seen)
 			return stamp, text, err
 		case byTime:
 		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time:

@@ -8,7 +8,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
 func TestEveryLineArrivesOnceAndInOrder(t *testing.T) {
@@ -146,14 +149,28 @@ func TestReadGoesOnByTimeAfterARotation(t *testing.T) {
 	r.await(3)
 	r.source.Rotate()
 	r.source.Cut(errBroken)
+	want = append(want, "") // the gap
 	want = append(want, r.print(at(1.8, 1.9, 5)...)...)
-	r.await(6)
+	r.await(7)
 	r.end()
 	if err := r.finish(); err != nil {
 		t.Errorf("following: %v", err)
 	}
 	r.check(want)
+	r.wantGaps(logstest.Gap{Sequence: 4, Gap: &logsv1.Gap{
+		Reason: reasonRotated, FromTime: timestamppb.New(at(1.7)[0]), ToTime: timestamppb.New(at(1.8)[0]),
+	}})
 	r.wantCount(r.metrics.inexactResumes, "inexact resumes", 1)
+	r.wantCount(r.metrics.gaps.WithLabelValues(reasonRotated), "gaps", 1)
+
+	// The second of the gap is counted anew: whoever goes on within it finds its place.
+	for n := uint64(5); n <= 6; n++ {
+		r.server.backend.SetFaults(logstest.Faults{Opened: notCompleted})
+		r.server.backend.Forget(key, n)
+		r.renew()
+		r.run(want)
+		r.wantCount(r.metrics.inexactResumes, "inexact resumes of the next relay", 0)
+	}
 }
 
 func TestKubeletNoticesAreNoLines(t *testing.T) {
@@ -178,7 +195,8 @@ func TestLogThatTheKubeletHasNotIsGivenUpAfterTheEnd(t *testing.T) {
 		return io.NopCloser(strings.NewReader("unable to retrieve container logs for containerd://1234")), nil
 	}
 	r.end()
-	r.run(nil)
+	r.run([]string{""})
+	r.wantGaps(logstest.Gap{Sequence: 1, Gap: &logsv1.Gap{Reason: reasonTruncated}})
 	r.wantCount(r.metrics.truncated, "truncated logs", 1)
 }
 
@@ -193,7 +211,8 @@ func TestPodThatVanishesEndsItsLogs(t *testing.T) {
 	if err := r.finish(); err != nil {
 		t.Errorf("following: %v", err)
 	}
-	r.check(want)
+	r.check(append(want, ""))
+	r.wantGaps(logstest.Gap{Sequence: 3, Gap: &logsv1.Gap{Reason: reasonTruncated, FromTime: timestamppb.New(at(2)[0])}})
 	r.wantCount(r.metrics.truncated, "truncated logs", 1)
 }
 
@@ -226,7 +245,7 @@ func TestDrainedFollowerHasSentWhatItRead(t *testing.T) {
 	want := r.print(at(1, 2, 3)...) // not a full batch: only the drain sends it
 	r.start(t.Context())
 	r.eventually("three lines are read", func() bool { return r.window.end().Sequence == 3 })
-	close(r.drain)
+	r.doDrain()
 	if err := r.finish(); !errors.Is(err, errDraining) {
 		t.Errorf("a drained follower: got %v, want %v", err, errDraining)
 	}

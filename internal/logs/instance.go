@@ -2,6 +2,9 @@ package logs
 
 import (
 	"log/slog"
+	"strconv"
+	"strings"
+	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 	corev1 "k8s.io/api/core/v1"
@@ -27,6 +30,28 @@ func (in Instance) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("name", in.Container), slog.Int("restart_count", int(in.RestartCount)))
 }
 
+// spoolName names the instance's log within those of its pod. No container's name
+// has an underscore.
+func (in Instance) spoolName() string {
+	name := in.Container + "_" + strconv.Itoa(int(in.RestartCount))
+	if in.Init {
+		name += "_init"
+	}
+	return name
+}
+
+// spooled returns the instance of a pod that spoolName has named, or false.
+func spooled(of Instance, name string) (Instance, bool) {
+	container, rest, ok := strings.Cut(name, "_")
+	count, init := strings.CutSuffix(rest, "_init")
+	n, err := strconv.ParseInt(count, 10, 32)
+	if !ok || err != nil || container == "" {
+		return Instance{}, false
+	}
+	of.Container, of.RestartCount, of.Init = container, int32(n), init
+	return of, true
+}
+
 // A State is what the cluster says about an instance.
 type State struct {
 	// Ended says that its process has ended, so that its log grows no more.
@@ -36,6 +61,9 @@ type State struct {
 	// Gone says that nobody can read its log any more: the pod is gone, or two
 	// newer instances have begun and the kubelet keeps only one old log.
 	Gone bool
+	// Began and Finished are when its process did, in whole seconds, or zero where the
+	// cluster does not tell.
+	Began, Finished time.Time
 }
 
 // instancesOf lists the instances that a pod's status tells of: those that run or
@@ -92,9 +120,18 @@ func stateOf(pod *corev1.Pod, in Instance) State {
 		case behind == 0:
 			// Waiting alone is no end: a kubelet that has just restarted may show it
 			// for a container that runs.
-			state.Ended = state.Ended || status.State.Terminated != nil || latestRun(status) != nil
+			ended := latestRun(status)
+			state.Ended = state.Ended || status.State.Terminated != nil || ended != nil
+			if running := status.State.Running; running != nil {
+				state.Began = running.StartedAt.Time
+			} else if ended != nil {
+				state.Began, state.Finished = ended.StartedAt.Time, ended.FinishedAt.Time
+			}
 		case behind == 1:
 			state = State{Ended: true, Previous: true}
+			if before := status.LastTerminationState.Terminated; before != nil {
+				state.Began, state.Finished = before.StartedAt.Time, before.FinishedAt.Time
+			}
 		case behind > 1:
 			state = State{Ended: true, Gone: true}
 		}
@@ -113,14 +150,25 @@ func over(pod *corev1.Pod) bool {
 	return false
 }
 
-// endsOf tells how the containers of a pod ended, for the server.
-func endsOf(pod *corev1.Pod) []*logsv1.ContainerEnd {
+// ordinary reports whether a container that waits for that reason is just about to begin.
+func ordinary(reason string) bool {
+	return reason == "" || reason == "PodInitializing" || reason == "ContainerCreating"
+}
+
+// endsOf tells how the containers of a pod ended, for the server. Of one that never
+// ran, Kubernetes forgets why when its pod ends: waited knows it.
+func endsOf(pod *corev1.Pod, waited map[string]corev1.ContainerStateWaiting) []*logsv1.ContainerEnd {
 	statuses := map[string]*corev1.ContainerStatus{}
 	eachStatus(pod, func(status *corev1.ContainerStatus, _ bool) { statuses[status.Name] = status })
 	var ends []*logsv1.ContainerEnd
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for _, c := range list {
-			ends = append(ends, endOf(c.Name, statuses[c.Name]))
+			end := endOf(c.Name, statuses[c.Name])
+			why, known := waited[c.Name]
+			if known && end.ExitCode == nil && (ordinary(end.GetReason()) || end.GetReason() == "ContainerStatusUnknown") {
+				end.Reason, end.Message = why.Reason, why.Message
+			}
+			ends = append(ends, end)
 		}
 	}
 	return ends

@@ -6,13 +6,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/mask"
+	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
 const (
-	// readBuffer is small because thousands of followers have one each. The API
+	// readBuffer is small because thousands of followers may have one each. The API
 	// server sends bigger pieces, which wait in the connection.
 	readBuffer = 16 << 10
+	// idleBuffer is what a follower has that waits for its worker to print something.
+	idleBuffer = 512
 	// maxLine is where a longer line is cut, so that it fits in a message of the
 	// 4 MiB that gRPC servers accept by default. Only a line that ends within the
 	// same readBuffer stays whole. Reading again cuts at the same places.
@@ -30,15 +36,24 @@ func (e *noticeError) Error() string { return fmt.Sprintf("the kubelet says: %s"
 
 // A lineReader cuts a log into lines, each with its stamp.
 type lineReader struct {
-	in *bufio.Reader
+	in *idleReader
 	// long gathers a line that does not fit in the buffer of in.
 	long []byte
 	// rest is what was left of a line that was cut; valid while cut is true.
 	rest  []byte
 	cut   bool
 	stamp int64
+	// peeked is how long the line is that peek has returned, with its stamp.
+	peeked int
 	// onCut is called for each cut.
 	onCut func()
+	// mask says what is to be hidden in lines, if it is not nil, and hidden does so.
+	mask   func() *mask.Masker
+	hidden mask.Lines
+	// labels tells where lines were written to, if it is not nil, and stream is what it
+	// says of the last one.
+	labels *labels
+	stream logsv1.Stream
 
 	// The last stamp's text, but for its fraction, and the second that it means:
 	// almost every line has the same one as the line before it.
@@ -48,13 +63,77 @@ type lineReader struct {
 }
 
 func newLineReader(in io.Reader, onCut func()) *lineReader {
-	return &lineReader{in: bufio.NewReaderSize(in, readBuffer), onCut: onCut}
+	return &lineReader{in: &idleReader{in: in}, onCut: onCut}
 }
 
-// next returns the next line, ended by a line feed. It is valid until the next
+// An idleReader is a [bufio.Reader] that has only a small buffer while it waits.
+type idleReader struct {
+	in io.Reader
+	// buffered reads what was read into small, or, while that is nil, into a large buffer.
+	buffered *bufio.Reader
+	small    [idleBuffer]byte
+	rest     []byte // of small
+	err      error  // that came with it
+}
+
+var readBuffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
+
+// ReadSlice is that of [bufio.Reader]. What it returned last is void from the call on.
+func (r *idleReader) ReadSlice(delim byte) ([]byte, error) {
+	if r.buffered != nil && r.buffered.Buffered() == 0 {
+		r.buffered.Reset(nil)
+		readBuffers.Put(r.buffered)
+		r.buffered = nil
+	}
+	if r.buffered == nil {
+		n, err := r.in.Read(r.small[:])
+		for n == 0 && err == nil {
+			n, err = r.in.Read(r.small[:])
+		}
+		r.rest, r.err = r.small[:n], err
+		r.buffered, _ = readBuffers.Get().(*bufio.Reader)
+		r.buffered.Reset(readerFunc(r.readOn))
+	}
+	return r.buffered.ReadSlice(delim)
+}
+
+// readOn reads first what ended the wait.
+func (r *idleReader) readOn(p []byte) (int, error) {
+	switch {
+	case len(r.rest) > 0:
+		n := copy(p, r.rest)
+		if r.rest = r.rest[n:]; len(r.rest) > 0 || r.err == nil {
+			return n, nil
+		}
+		return n, r.err
+	case r.err != nil:
+		return 0, r.err
+	}
+	return r.in.Read(p)
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// next returns the next line as [lineReader.raw] does, with its secrets hidden. That
+// also goes for lines that the caller is only to skip: of a line that was cut, the
+// part that is wanted may begin with the end of one that is not.
+func (r *lineReader) next() (stamp int64, text []byte, err error) {
+	stamp, text, err = r.raw()
+	if r.labels != nil && (err == nil || errors.Is(err, errTorn)) {
+		r.stream = r.labels.of(stamp, text)
+	}
+	if r.mask != nil && (err == nil || errors.Is(err, errTorn)) {
+		text = r.hidden.Next(r.mask(), text, r.cut)
+	}
+	return stamp, text, err
+}
+
+// raw returns the next line, ended by a line feed. It is valid until the next
 // call. At the end of the log the error is io.EOF, or errTorn together with
 // the line so far (to which a line feed is added). A *noticeError can be followed by lines.
-func (r *lineReader) next() (stamp int64, text []byte, err error) {
+func (r *lineReader) raw() (stamp int64, text []byte, err error) {
 	piece, err := r.in.ReadSlice('\n')
 	if err == nil && !r.cut {
 		return r.split(piece)
@@ -86,6 +165,27 @@ func (r *lineReader) next() (stamp int64, text []byte, err error) {
 		}
 		piece, err = r.in.ReadSlice('\n')
 	}
+}
+
+// peek returns the next line if it is whole and in memory already. It is valid until the
+// next call of anything, and taken with take. Whatever is not simple is left to next.
+func (r *lineReader) peek() (stamp int64, text []byte, ok bool) {
+	if r.cut || r.in.buffered == nil {
+		return 0, nil, false
+	}
+	waiting, _ := r.in.buffered.Peek(r.in.buffered.Buffered()) // no more than there is, so no error
+	end := bytes.IndexByte(waiting, '\n')
+	if end < 0 {
+		return 0, nil, false
+	}
+	stamp, text, err := r.split(waiting[:end+1])
+	r.peeked = end + 1
+	return stamp, text, err == nil
+}
+
+// take takes the line that peek has returned.
+func (r *lineReader) take() {
+	r.in.buffered.Discard(r.peeked) //nolint:errcheck // it is there
 }
 
 // cutLong returns the first part of a line that is too long and keeps the rest.

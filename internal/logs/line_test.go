@@ -83,7 +83,7 @@ func TestSecondsAreCountedWhenStampsStepBack(t *testing.T) {
 		second int64
 		want   uint32
 	}{{10, 1}, {10, 2}, {11, 1}, {10, 3}, {11, 2}, {13, 1}, {11, 3}, {13, 2}} {
-		if got := s.count(step.second); got != step.want {
+		if got := s.count(step.second * int64(time.Second)); got != step.want {
 			t.Errorf("step %d: second %d has %d lines, want %d", i, step.second, got, step.want)
 		}
 	}

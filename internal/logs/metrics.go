@@ -1,6 +1,10 @@
 package logs
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ottoscaler/ottoscaler/internal/spool"
+)
 
 // metrics are what the package counts.
 type metrics struct {
@@ -8,6 +12,12 @@ type metrics struct {
 	ackedLines, ackedBytes prometheus.Counter
 	droppedLines           *prometheus.CounterVec
 	cutLines               prometheus.Counter
+	spooledLines           prometheus.Counter
+	spoolErrors            prometheus.Counter
+	pauses                 prometheus.Counter
+	stuckReads             prometheus.Counter
+	gaps, lostLines        *prometheus.CounterVec
+	rotations              prometheus.Counter
 	retries                *prometheus.CounterVec
 	reconnects             *prometheus.CounterVec
 	protocolErrors         prometheus.Counter
@@ -21,7 +31,7 @@ type metrics struct {
 	lag                    prometheus.Histogram
 }
 
-func newMetrics(reg prometheus.Registerer, unacked *budget) *metrics {
+func newMetrics(reg prometheus.Registerer, unacked *budget, store *spool.Store) *metrics {
 	counter := func(name, help string) prometheus.Counter {
 		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "ottoscaler", Subsystem: "logs", Name: name, Help: help})
 		reg.MustRegister(c)
@@ -44,6 +54,13 @@ func newMetrics(reg prometheus.Registerer, unacked *budget) *metrics {
 		ackedBytes:     counter("acked_bytes_total", "Bytes of lines that the log server has stored."),
 		droppedLines:   counters("dropped_lines_total", "reason", "Lines that the log server refused for good, by its reason."),
 		cutLines:       counter("cut_lines_total", "Cuts made in lines that are longer than 3 MiB."),
+		spooledLines:   counter("spooled_lines_total", "Lines that were kept on disk because the log server had not taken them at once."),
+		spoolErrors:    counter("spool_errors_total", "Errors of the disk that the spool lies on."),
+		pauses:         counter("paused_reads_total", "Times that reading a log paused because there was no room for its lines."),
+		stuckReads:     counter("stuck_reads_total", "Reads that were given up because they stayed silent although the log went on or had ended."),
+		gaps:           counters("gaps_total", "reason", "Places in logs where lines are missing, or where it cannot be proven that none are, by their reason."),
+		lostLines:      counters("lost_lines_total", "reason", "Lines that were read and will never arrive, by the reason."),
+		rotations:      counter("stream_rotations_total", "Streams that were ended and opened again because of their age."),
 		retries:        counters("retries_total", "reason", "Times that the log server asked to send lines again, by its reason."),
 		reconnects:     counters("reconnects_total", "kind", "Times that a log was opened again, at the kubelet or at the log server."),
 		protocolErrors: counter("protocol_errors_total", "Answers of the log server that broke the protocol."),
@@ -65,6 +82,14 @@ func newMetrics(reg prometheus.Registerer, unacked *budget) *metrics {
 	reg.MustRegister(m.lag, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Namespace: "ottoscaler", Subsystem: "logs", Name: "unacked_bytes",
 		Help: "Memory that holds what is read and not acknowledged by the log server.",
-	}, func() float64 { return float64(unacked.used.Load()) }))
+	}, func() float64 { return float64(unacked.used.Load()) }), prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Namespace: "ottoscaler", Subsystem: "logs", Name: "spool_bytes",
+		Help: "Disk that holds what is read and not acknowledged by the log server.",
+	}, func() float64 {
+		if store == nil {
+			return 0
+		}
+		return float64(store.Used())
+	}))
 	return m
 }

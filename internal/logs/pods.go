@@ -96,6 +96,16 @@ func (p *Pods) look(namespace, name string, uid types.UID) (*corev1.Pod, <-chan 
 	return found, c
 }
 
+// has reports whether a worker is in the view, whatever its name.
+func (p *Pods) has(uid types.UID) bool {
+	for _, object := range p.informer.GetStore().List() {
+		if seen, ok := object.(*corev1.Pod); ok && seen.UID == uid {
+			return true
+		}
+	}
+	return false
+}
+
 // forget ends the looking at a worker. Whoever still looks at it is told to look
 // again: the worker may have been leased anew already.
 func (p *Pods) forget(uid types.UID) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -21,10 +22,22 @@ import (
 
 // Whatever breaks wherever, the server ends up with the log as it was printed.
 func TestLogSurvivesCutsAnywhere(t *testing.T) {
+	base := t.TempDir()
 	rapid.Check(t, func(t *rapid.T) {
 		r := newRig(t)
 		defer r.close()
+		if rapid.Bool().Draw(t, "spool") {
+			var err error
+			if r.dir, err = os.MkdirTemp(base, ""); err != nil {
+				t.Fatalf("%v", err)
+			}
+			r.renew()
+			if rapid.Bool().Draw(t, "full memory") { // so that lines go by way of the disk
+				r.window.budget.limit = 1
+			}
+		}
 		r.follow.ackTimeout = 200 * time.Millisecond
+		r.follow.startWait = time.Duration(rapid.IntRange(0, 20).Draw(t, "start wait")) * time.Millisecond
 
 		// Stamps go on, stand still, or step back by less than a second.
 		var want []string
@@ -96,9 +109,9 @@ func TestLogSurvivesCutsAnywhere(t *testing.T) {
 			if err != nil && !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("following: %v", err)
 			}
-			timeout := r.follow.ackTimeout
+			timeout, wait := r.follow.ackTimeout, r.follow.startWait
 			r.renew()
-			r.follow.ackTimeout = timeout
+			r.follow.ackTimeout, r.follow.startWait = timeout, wait
 		}
 		r.start(context.Background())
 		if clean {
@@ -123,16 +136,16 @@ func TestBatchIsNeverLargerThanItsBound(t *testing.T) {
 			batches: 1 << 20, bytes: 1 << 40, linger: time.Hour,
 		}
 		w := newWindow(limits, &budget{limit: 1 << 40})
-		w.resume(Cursor{Sequence: 1 << 60, Bytes: 1 << 60, Time: 1 << 61, LinesInSecond: 1 << 31, Checksum: 1 << 31})
+		w.resume(Cursor{Sequence: 1 << 60, Bytes: 1 << 60, Time: 1 << 61, LinesInSecond: 1 << 31, Checksum: 1 << 63})
 		stamp := int64(1 << 61)
 		for range rapid.IntRange(1, 300).Draw(t, "count") {
 			stamp += rapid.Int64Range(-10, 5e9).Draw(t, "step")
 			text := append(make([]byte, rapid.IntRange(0, 3000).Draw(t, "length")), '\n')
-			if err := w.add(context.Background(), w.generation, stamp, text); err != nil {
+			if err := w.add(context.Background(), w.generation, nil, stamp, text, 0, nil); err != nil {
 				t.Fatalf("adding a line: %v", err)
 			}
 		}
-		for _, b := range w.batches {
+		for _, b := range w.fresh {
 			got := proto.Size(b.message().GetBatch())
 			if got > b.size() {
 				t.Errorf("a batch takes %d bytes, thought to be at most %d", got, b.size())

@@ -19,8 +19,10 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
+	"github.com/ottoscaler/ottoscaler/internal/mask"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/internal/spool"
 )
 
 // A relayRig is a relay between a queue, a scripted cluster and a scripted server.
@@ -31,8 +33,14 @@ type relayRig struct {
 	cluster  *cachetesting.FakeControllerSource
 	server   *serverRig
 	registry *prometheus.Registry
+	mask     func(context.Context, *corev1.Pod) (func() *mask.Masker, error)
 	stop     context.CancelFunc
 	stopped  chan error
+
+	// spool is the folder of the spool, or empty for none, and patience the drain deadline.
+	spool    string
+	store    *spool.Store
+	patience time.Duration
 
 	mu      sync.Mutex
 	sources map[string]*logstest.Source // by container and, for a previous log, "-previous"
@@ -62,8 +70,14 @@ func (r *relayRig) start() {
 		r.t.Fatalf("making the view: %v", err)
 	}
 	r.registry = prometheus.NewRegistry()
+	if r.spool != "" {
+		if r.store, err = spool.Open(r.spool, spool.Options{}); err != nil {
+			r.t.Fatalf("opening the spool: %v", err)
+		}
+	}
 	relay := NewRelay(Options{
-		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Server: r.server.conn, Registry: r.registry,
+		Spool: r.store, LogDrainTimeout: r.patience,
+		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Mask: r.mask, Server: r.server.conn, Registry: r.registry,
 		Log: slog.New(slog.DiscardHandler), BatchLinger: time.Millisecond, DrainTimeout: 5 * time.Second, EndWait: 20 * time.Millisecond,
 		Policy: backoff.Policy{Initial: time.Millisecond, Max: 20 * time.Millisecond},
 	})
@@ -108,7 +122,19 @@ func (r *relayRig) open(ctx context.Context, read Read) (io.ReadCloser, error) {
 	return r.source(name).Open(ctx, read.Since, read.Follow), nil
 }
 
-func (r *relayRig) exists(context.Context, string, string) (bool, error) { return false, nil }
+// exists asks the cluster, which may know more than the relay's view of it.
+func (r *relayRig) exists(_ context.Context, name, uid string) (bool, error) {
+	list, err := r.cluster.List(metav1.ListOptions{})
+	if err != nil {
+		return false, err
+	}
+	for _, item := range list.(*corev1.List).Items {
+		if p, ok := item.Object.(*corev1.Pod); ok && p.Name == name && string(p.UID) == uid {
+			return true, nil
+		}
+	}
+	return false, nil
+}
 
 // offer puts a worker on the queue.
 func (r *relayRig) offer(p *corev1.Pod) {
@@ -374,6 +400,108 @@ func TestNextRelayGoesOnWhereTheLastOneStopped(t *testing.T) {
 	}
 	if l := r.worker().Logs[0]; len(l.Lines) != 30 || l.Duplicates != 0 || !l.Matches {
 		t.Errorf("the server has %+v", l)
+	}
+}
+
+// spooledLines runs a relay without its server until so many lines of the agent are on disk.
+func (r *relayRig) spooledLines(n int) *corev1.Pod {
+	r.t.Helper()
+	p := workerPod()
+	p.Spec.InitContainers, p.Status.InitContainerStatuses = nil, nil
+	p.Status.ContainerStatuses[0].State, p.Status.Phase = running(), corev1.PodRunning
+	for i := range n {
+		r.source("agent").Print(at(float64(i))[0], fmt.Sprint(i))
+	}
+	r.cluster.Add(p.DeepCopy())
+	r.spool = r.t.TempDir()
+	r.server.stop()
+	r.start()
+	r.offer(p)
+	for deadline := time.Now().Add(patience); r.store.Used() < int64(n); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.t.Fatal("nothing is spooled while the server is away")
+		}
+	}
+	return p
+}
+
+func TestWorkerIsReadWhileTheServerIsAway(t *testing.T) {
+	r := newRelayRig(t)
+	p := r.spooledLines(100)
+	r.source("agent").End()
+	p.Status.ContainerStatuses[0].State, p.Status.Phase = terminated(0, "id-1"), corev1.PodSucceeded
+	r.cluster.Modify(p.DeepCopy())
+	r.server.start()
+	if got := r.outcome(); got.Status != queue.Done || got.Details["lines"] != "100" {
+		t.Errorf("outcome: %+v", got)
+	}
+	if l := r.worker().Logs[0]; len(l.Lines) != 100 || !l.Matches {
+		t.Errorf("the server has %+v", l)
+	}
+	if used := r.store.Used(); used != 0 {
+		t.Errorf("%d bytes are left in the spool", used)
+	}
+}
+
+func TestLinesOfAPodThatIsGoneAreSentFromTheSpool(t *testing.T) {
+	r := newRelayRig(t)
+	p := r.spooledLines(100)
+	r.halt()
+	r.cluster.Delete(p.DeepCopy())
+	r.source("agent").Cut(errBroken)
+	r.server.start()
+	r.start()
+	got := r.outcome()
+	if got.Status != queue.Done || got.Details["lines"] != "100" || got.Details["gaps"] != "1" {
+		t.Errorf("outcome: %+v", got)
+	}
+	if l := r.worker().Logs[0]; len(l.Lines) != 101 || !l.Matches || l.Gaps[0].GetReason() != reasonTruncated {
+		t.Errorf("the server has %+v", l)
+	}
+}
+
+func TestLinesThatTheServerDoesNotTakeInTimeAreCounted(t *testing.T) {
+	r := newRelayRig(t)
+	r.patience = 50 * time.Millisecond
+	p := r.spooledLines(100)
+	r.source("agent").End()
+	p.Status.ContainerStatuses[0].State, p.Status.Phase = terminated(0, "id-1"), corev1.PodSucceeded
+	r.cluster.Modify(p.DeepCopy())
+	got := r.outcome()
+	want := map[string]string{
+		"lines": "0", "bytes": "0", queue.DetailLostLines: "100", queue.DetailLostBytes: "190", queue.DetailAbandoned: "true",
+	}
+	delete(got.Details, queue.DetailUnread) // it may have been about to look for more
+	if diff := cmp.Diff(want, got.Details); diff != "" || got.Status != queue.Done {
+		t.Errorf("outcome %v, details (-want +got):\n%s", got.Status, diff)
+	}
+	if used := r.store.Used(); used != 0 {
+		t.Errorf("%d bytes are left in the spool", used)
+	}
+	r.server.start() // for the cleanup
+}
+
+func TestContainerThatNeverRanHasItsReason(t *testing.T) {
+	unknown := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "ContainerStatusUnknown"}}
+	for name, tc := range map[string]struct {
+		seen []corev1.ContainerState
+		want string
+	}{
+		"the image is not there":            {[]corev1.ContainerState{waiting("ContainerCreating"), waiting("ImagePullBackOff"), unknown}, "ImagePullBackOff"},
+		"its configuration is not there":    {[]corev1.ContainerState{waiting("CreateContainerConfigError")}, "CreateContainerConfigError"},
+		"it failed, and then was forgotten": {[]corev1.ContainerState{waiting("ErrImagePull"), waiting("ContainerCreating")}, "ErrImagePull"},
+		"it ran after all":                  {[]corev1.ContainerState{waiting("ErrImagePull"), terminated(3, "id-1")}, "Completed"},
+		"nobody knows":                      {[]corev1.ContainerState{waiting("ContainerCreating"), unknown}, "ContainerStatusUnknown"},
+	} {
+		w := &worker{Relay: &Relay{}, waited: map[string]corev1.ContainerStateWaiting{}}
+		p := workerPod()
+		for _, state := range tc.seen {
+			p.Status.ContainerStatuses[0].State = state
+			w.sight(p)
+		}
+		if got := endsOf(p, w.waited)[1].GetReason(); got != tc.want {
+			t.Errorf("%s: the reason is %q, want %q", name, got, tc.want)
+		}
 	}
 }
 

@@ -16,9 +16,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/logs/link"
 	"github.com/ottoscaler/ottoscaler/internal/logs/logstest"
+	"github.com/ottoscaler/ottoscaler/internal/spool"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
 
@@ -38,15 +41,20 @@ type serverRig struct {
 	t       fatalist
 	backend *logstest.Server
 	addr    string
-	conn    *grpc.ClientConn
+	conn    *link.Link
 	grpc    *grpc.Server
+	options []grpc.ServerOption
 }
 
-func newServerRig(t fatalist) *serverRig {
+func newServerRig(t fatalist) *serverRig { return newServerRigWith(t, link.Options{}) }
+
+// newServerRigWith starts a server with the given options, and dials it with others.
+func newServerRigWith(t fatalist, how link.Options, options ...grpc.ServerOption) *serverRig {
 	t.Helper()
-	s := &serverRig{t: t, backend: &logstest.Server{}, addr: "127.0.0.1:0"}
+	s := &serverRig{t: t, backend: &logstest.Server{}, addr: "127.0.0.1:0", options: options}
 	s.start()
-	conn, err := Dial(s.addr)
+	how.Addr = s.addr
+	conn, err := link.Dial(how)
 	if err != nil {
 		t.Fatalf("dialing: %v", err)
 	}
@@ -67,7 +75,7 @@ func (s *serverRig) start() {
 		s.t.Fatalf("listening: %v", err)
 	}
 	s.addr = listener.Addr().String()
-	s.grpc = grpc.NewServer()
+	s.grpc = grpc.NewServer(s.options...)
 	logsv1.RegisterLogServiceServer(s.grpc, s.backend)
 	go s.grpc.Serve(listener) //nolint:errcheck // ends with Stop
 }
@@ -87,8 +95,13 @@ type rig struct {
 	metrics *metrics
 	window  *window
 	follow  *follower
-	drain   chan struct{}
+	drain   context.Context //nolint:containedctx // see follower.run
+	doDrain context.CancelFunc
 	done    chan error
+
+	// dir is where the spool lies, or empty for none. The bounds may be changed before renew.
+	dir    string
+	bounds spool.Options
 
 	mu      sync.Mutex
 	state   State
@@ -113,9 +126,16 @@ func newRig(t fatalist) *rig {
 // renew makes another follower without a memory, as a relay that has restarted would.
 func (r *rig) renew() {
 	total := &budget{limit: 64 << 20}
-	r.metrics = newMetrics(prometheus.NewRegistry(), total)
+	var store *spool.Store
+	if r.dir != "" {
+		var err error
+		if store, err = spool.Open(r.dir, r.bounds); err != nil {
+			r.t.Fatalf("opening the spool: %v", err)
+		}
+	}
+	r.metrics = newMetrics(prometheus.NewRegistry(), total, store)
 	r.window = newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Millisecond}, total)
-	r.drain = make(chan struct{})
+	r.drain, r.doDrain = context.WithCancel(context.Background())
 	r.follow = &follower{
 		followerConfig: followerConfig{
 			open: func(ctx context.Context, read Read) (io.ReadCloser, error) {
@@ -129,6 +149,10 @@ func (r *rig) renew() {
 			endWait:    10 * time.Millisecond,
 			ackTimeout: 5 * time.Second,
 			closeWait:  50 * time.Millisecond,
+			startWait:  patience,
+			silence:    patience,
+			probeEvery: patience,
+			rotation:   time.Hour,
 		},
 		instance: Instance{PodUID: "uid-1", Pod: "w-1", Container: "agent"},
 		window:   r.window,
@@ -139,6 +163,25 @@ func (r *rig) renew() {
 			return r.state, r.changed
 		},
 	}
+	if store == nil {
+		return
+	}
+	backlog, last, err := openBacklog(store, r.follow.instance, r.metrics, r.follow.log)
+	if err == nil {
+		err = r.window.restore(backlog, last)
+	}
+	if err != nil {
+		r.t.Fatalf("opening the backlog: %v", err)
+	}
+}
+
+// newSpoolRig is a rig with a spool.
+func newSpoolRig(t *testing.T, bounds spool.Options) *rig {
+	t.Helper()
+	r := newTestRig(t)
+	r.dir, r.bounds = t.TempDir(), bounds
+	r.renew()
+	return r
 }
 
 func (r *rig) close() { r.server.close() }
@@ -155,7 +198,11 @@ func (r *rig) set(s State) {
 // end ends the instance, first in the log and then in the cluster, as it happens.
 func (r *rig) end() {
 	r.source.End()
-	r.set(State{Ended: true})
+	r.mu.Lock()
+	state := r.state
+	r.mu.Unlock()
+	state.Ended = true
+	r.set(state)
 }
 
 func (r *rig) start(ctx context.Context) {
@@ -244,6 +291,18 @@ func (r *rig) check(want []string) logstest.Log {
 	return got
 }
 
+// wantGaps compares the gaps in the log, and that they count as nothing else.
+func (r *rig) wantGaps(want ...logstest.Gap) {
+	r.t.Helper()
+	got, _ := r.server.backend.Log(key)
+	for i := range got.Gaps {
+		got.Gaps[i].Message = "" // for humans
+	}
+	if diff := cmp.Diff(want, got.Gaps, protocmp.Transform()); diff != "" {
+		r.t.Errorf("gaps at the server (-want +got):\n%s", diff)
+	}
+}
+
 // run starts the follower, waits for its end, and checks what the server has.
 func (r *rig) run(want []string) logstest.Log {
 	r.t.Helper()
@@ -278,3 +337,6 @@ func newTestRig(t *testing.T) *rig {
 	t.Cleanup(r.close)
 	return r
 }
+
+// count returns the value of a counter.
+func count(c prometheus.Collector) float64 { return testutil.ToFloat64(c) }

@@ -3,44 +3,19 @@ package logs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/grpc"
-	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
-
-// Dial prepares a connection to the log server. It connects when it is used, and
-// again whenever it breaks, so a server that is not there is no error here.
-func Dial(addr string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient(addr,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		// Calls fail at once while there is no connection, and the loops of this
-		// package decide when to call again. The connection must not be lazier than they are.
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: grpcbackoff.Config{
-				BaseDelay: backoff.Default.Initial, Multiplier: 2, Jitter: .2, MaxDelay: backoff.Default.Max / 2,
-			},
-			MinConnectTimeout: 5 * time.Second,
-		}),
-		grpc.WithDisableServiceConfig(),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("dialing the log server at %s: %w", addr, err)
-	}
-	return conn, nil
-}
 
 // unavailable reports whether an error is about the server as a whole.
 func unavailable(err error) bool {
@@ -48,15 +23,16 @@ func unavailable(err error) bool {
 		return true
 	}
 	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded:
+	case codes.Unavailable, codes.DeadlineExceeded, codes.Unauthenticated:
 		return true
 	default:
 		return false
 	}
 }
 
-// An outage is a time without a service. All followers see it at once, and it is
-// logged once.
+// An outage is a time without a service. All followers see it at once, and each
+// reason for it is logged once: behind the refused connection of a server that
+// starts may come the certificate that nobody trusts.
 type outage struct {
 	name  string
 	about func(error) bool // whether an error is about the service as a whole
@@ -65,7 +41,11 @@ type outage struct {
 
 	mu    sync.Mutex
 	since time.Time // zero while there is none
+	said  []string  // the reasons that were logged
 }
+
+// mostReasons bounds what one outage logs.
+const mostReasons = 8
 
 // explains reports whether an error is part of an outage.
 func (o *outage) explains(ctx context.Context, err error) bool {
@@ -76,10 +56,25 @@ func (o *outage) explains(ctx context.Context, err error) bool {
 	defer o.mu.Unlock()
 	if o.since.IsZero() {
 		o.since = time.Now()
+		o.said = nil
 		o.up.Set(0)
+	}
+	if reason := reasonOf(err); len(o.said) < mostReasons && !slices.Contains(o.said, reason) {
+		o.said = append(o.said, reason)
 		o.log.WarnContext(ctx, "unavailable, trying again", "service", o.name, "err", err)
 	}
 	return true
+}
+
+// reasonOf returns what an error says, without what differs each time, such as
+// our port. It decides about nothing but whether to log.
+func reasonOf(err error) string {
+	return strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, err.Error())
 }
 
 // over says that the service has answered.

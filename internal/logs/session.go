@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -19,6 +20,8 @@ var (
 	errProtocol = errors.New("the log server breaks the protocol")
 	// errEnded says that the server has ended a stream that was not complete.
 	errEnded = errors.New("the log server has ended the stream")
+	// errRotate says that a stream was ended because of its age.
+	errRotate = errors.New("the stream is old")
 )
 
 const (
@@ -32,15 +35,20 @@ const (
 // send keeps a session with the server going until the server has the whole log,
 // which is nil, or until the window is drained, which is errDraining.
 func (f *follower) send(ctx context.Context) error {
+	rotated := false
 	for attempt := range f.policy.Attempts(ctx) {
-		if attempt.Number > 1 {
+		if attempt.Number > 1 && !rotated {
 			f.metrics.reconnects.WithLabelValues("server").Inc()
 		}
 		if _, empty := f.window.settled(); empty && f.window.isDraining() {
 			return errDraining
 		}
 		err := f.session(ctx, attempt)
+		rotated = errors.Is(err, errRotate)
 		switch {
+		case rotated:
+			f.metrics.rotations.Inc()
+			attempt.Progress()
 		case err == nil || errors.Is(err, errDraining):
 			return err
 		case ctx.Err() != nil:
@@ -81,7 +89,7 @@ func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error 
 	defer stopWatching()
 
 	err = f.sendBatches(ctx, stream, answers)
-	if err == nil || errors.Is(err, errDraining) {
+	if err == nil || errors.Is(err, errDraining) || errors.Is(err, errRotate) {
 		f.hangUp(stream, received)
 	}
 	if errors.Is(err, io.EOF) {
@@ -89,7 +97,7 @@ func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error 
 	}
 	cancel(err)
 	<-received
-	if err != nil && !errors.Is(err, errDraining) {
+	if err != nil && !errors.Is(err, errDraining) && !errors.Is(err, errRotate) {
 		// What ended the stream says more than what it did to the sending.
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
@@ -134,14 +142,18 @@ func (f *follower) openStream(stream logsv1.LogService_StreamLogsClient, cancel 
 // sendBatches sends what the window has until the log is complete or ctx ends.
 func (f *follower) sendBatches(ctx context.Context, stream logsv1.LogService_StreamLogsClient, answers <-chan *logsv1.StreamLogsResponse_Completed) error {
 	var reached uint64
+	// All streams of a relay begin at about the same time. They shall not end so.
+	until := time.Now().Add(f.rotation*3/4 + rand.N(f.rotation/2+1))
 	for {
-		what, b, err := f.window.next(ctx)
+		what, b, err := f.window.next(ctx, until)
 		if err != nil {
 			return err
 		}
 		switch what {
 		case stepDrained:
 			return errDraining
+		case stepRotate:
+			return errRotate
 		case stepComplete:
 			return f.complete(ctx, stream, answers)
 		case stepSend:
@@ -150,7 +162,7 @@ func (f *follower) sendBatches(ctx context.Context, stream logsv1.LogService_Str
 			}
 			f.metrics.sentLines.Add(float64(len(b.lengths)))
 			f.metrics.sentBytes.Add(float64(len(b.data)))
-			if b.first > reached {
+			if b.first() > reached {
 				reached = b.end.Sequence
 				f.metrics.lag.Observe(time.Since(time.Unix(0, b.base)).Seconds())
 			}
@@ -160,6 +172,7 @@ func (f *follower) sendBatches(ctx context.Context, stream logsv1.LogService_Str
 
 // receive takes the server's answers until the stream ends.
 func (f *follower) receive(stream logsv1.LogService_StreamLogsClient, attempt *backoff.Attempt, answers chan<- *logsv1.StreamLogsResponse_Completed) error {
+	standing := 0 // how many acknowledgements in a row have not moved
 	for {
 		answer, err := stream.Recv()
 		switch {
@@ -174,8 +187,17 @@ func (f *follower) receive(stream logsv1.LogService_StreamLogsClient, attempt *b
 			if err != nil {
 				return fmt.Errorf("%w: %w", errProtocol, err)
 			}
-			if progress {
+			switch {
+			case progress:
 				attempt.Progress()
+				standing = 0
+			case answer.GetAck().GetVerdict() == logsv1.StreamLogsResponse_VERDICT_RETRY:
+			default:
+				// A server that stores several batches at once may say the same line for each.
+				if standing++; standing > f.window.mostInFlight() {
+					return fmt.Errorf("%w: the last %d acknowledgements all say line %d, though more lines were sent",
+						errProtocol, standing, answer.GetAck().GetSequence())
+				}
 			}
 		case answer.GetCompleted() != nil:
 			select {
@@ -191,6 +213,10 @@ func (f *follower) receive(stream logsv1.LogService_StreamLogsClient, attempt *b
 
 // acknowledge obeys what the server says about lines.
 func (f *follower) acknowledge(ctx context.Context, ack *logsv1.StreamLogsResponse_Ack) (progress bool, err error) {
+	if ack.GetSequence() == 0 && ack.GetVerdict() != logsv1.StreamLogsResponse_VERDICT_RETRY {
+		return false, errors.New("it acknowledges line 0, and lines are counted from 1: a Node.js server may have " +
+			"its fields' names in the wrong case (the loader's keepCase), and then reads and writes 0")
+	}
 	var pause time.Duration
 	retry := ack.GetVerdict() == logsv1.StreamLogsResponse_VERDICT_RETRY
 	switch ack.GetVerdict() {
@@ -243,7 +269,8 @@ func (f *follower) complete(ctx context.Context, stream logsv1.LogService_Stream
 	err := stream.Send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Complete_{Complete: &logsv1.StreamLogsRequest_Complete{
 		LineCount: end.Sequence,
 		ByteCount: end.Bytes,
-		Checksum:  end.Checksum,
+		Checksum:  checksumBytes(end.Checksum),
+		GapCount:  end.Gaps,
 	}}})
 	if err != nil {
 		return fmt.Errorf("completing the log: %w", err)
@@ -255,7 +282,7 @@ func (f *follower) complete(ctx context.Context, stream logsv1.LogService_Stream
 		if !answer.GetMatches() {
 			f.metrics.mismatches.Inc()
 			f.log.ErrorContext(ctx, "the log server holds something else", "message", answer.GetMessage(),
-				"lines", end.Sequence, "bytes", end.Bytes, "checksum", end.Checksum)
+				"lines", end.Sequence, "bytes", end.Bytes, "checksum", fmt.Sprintf("%016x", end.Checksum))
 		}
 		return nil
 	case <-ctx.Done():

@@ -195,3 +195,56 @@ func TestWindowBoundsWhatIsInMemory(t *testing.T) {
 	}
 	r.check(want)
 }
+
+func TestOldStreamIsReplacedWithoutLoss(t *testing.T) {
+	r := newTestRig(t)
+	r.follow.rotation = 20 * time.Millisecond
+	r.start(t.Context())
+	var want []string
+	for n := range 20 {
+		want = append(want, r.print(tens(200)[n*10:n*10+10]...)...)
+		r.await(len(want))
+		if n == 10 {
+			r.eventually("a silent stream is replaced, too", func() bool { return count(r.metrics.rotations) > 0 })
+		}
+	}
+	r.end()
+	if err := r.finish(); err != nil {
+		t.Errorf("following: %v", err)
+	}
+	if got := r.check(want); got.Duplicates > 0 || got.Streams < 2 {
+		t.Errorf("%d lines were sent twice, on %d streams; want 0, on several", got.Duplicates, got.Streams)
+	}
+	r.wantCount(r.metrics.reconnects.WithLabelValues("server"), "reconnects", 0)
+}
+
+// Servers that understand nothing of what they are sent must not keep a log waiting
+// in silence.
+func TestAcknowledgementsThatGoNowhereBreakTheProtocol(t *testing.T) {
+	for name, sequence := range map[string]uint64{
+		"zero, as with names in the wrong case": 0,
+		"the same line for ever":                5,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newTestRig(t)
+			r.window.limits.linger = time.Hour
+			var confused atomic.Bool
+			confused.Store(true)
+			r.server.backend.SetFaults(logstest.Faults{Batch: func(_ logstest.Key, b *logsv1.Batch) logstest.Action {
+				if !confused.Load() || b.GetEnd().GetSequence() <= sequence {
+					return logstest.Action{}
+				}
+				return logstest.Action{Answers: 2, Answer: &logsv1.StreamLogsResponse_Ack{Verdict: logsv1.StreamLogsResponse_VERDICT_ACK, Sequence: sequence}}
+			}})
+			want := r.print(tens(60)...)
+			r.start(t.Context())
+			r.eventually("the protocol is broken", func() bool { return count(r.metrics.protocolErrors) > 0 })
+			confused.Store(false)
+			r.end()
+			if err := r.finish(); err != nil {
+				t.Errorf("following: %v", err)
+			}
+			r.check(want)
+		})
+	}
+}

@@ -28,12 +28,12 @@ func TestWindowsTogetherStayWithinTheBudget(t *testing.T) {
 			for i := range all {
 				w := newWindow(windowLimits{lines: 500, batchBytes: MaxBatchBytes, batches: 32, bytes: 4 << 20, linger: time.Hour}, total)
 				w.resume(Cursor{})
-				for len(w.batches) == 0 || !w.batches[0].sealed { // in better times
-					if err := w.add(t.Context(), w.generation, 1, text); err != nil {
+				for len(w.fresh) == 0 || !w.fresh[0].sealed { // in better times
+					if err := w.add(t.Context(), w.generation, nil, 1, text, 0, nil); err != nil {
 						t.Fatalf("adding a line: %v", err)
 					}
 				}
-				w.release()
+				w.void(Cursor{}) // and it was acknowledged
 				all[i] = w
 			}
 			if used := total.used.Load(); used != 0 {
@@ -46,18 +46,18 @@ func TestWindowsTogetherStayWithinTheBudget(t *testing.T) {
 			for i, w := range all {
 				var err error
 				for err == nil {
-					err = w.add(full, w.generation, 1, text)
+					err = w.add(full, w.generation, nil, 1, text, 0, nil)
 				}
 				if !errors.Is(err, context.Canceled) {
 					t.Fatalf("adding a line: %v", err)
 				}
-				if len(w.batches) == 0 {
+				if len(w.fresh) == 0 {
 					t.Errorf("window %d has nothing: its log stands still", i)
 				}
 			}
 			held := 0
 			for _, w := range all {
-				for _, b := range w.batches {
+				for _, b := range w.fresh {
 					held += cap(b.data) + 4*cap(b.lengths) + 4*cap(b.deltas)
 				}
 			}
@@ -68,7 +68,7 @@ func TestWindowsTogetherStayWithinTheBudget(t *testing.T) {
 				t.Errorf("%d bytes are charged, %d are held", used, held)
 			}
 			for _, w := range all {
-				w.release()
+				w.release(true)
 			}
 			if used := total.used.Load(); used != 0 {
 				t.Errorf("%d bytes are charged for nothing", used)
@@ -84,17 +84,17 @@ func TestOpenBatchStopsGrowingOverTheBudget(t *testing.T) {
 	w.resume(Cursor{})
 	text := append(bytes.Repeat([]byte("x"), 1000), '\n')
 	for range 20 {
-		if err := w.add(t.Context(), w.generation, 1, text); err != nil {
+		if err := w.add(t.Context(), w.generation, nil, 1, text, 0, nil); err != nil {
 			t.Fatalf("adding a line: %v", err)
 		}
 	}
 	total.used.Add(64 << 10) // others
 	full, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := w.add(full, w.generation, 1, text); !errors.Is(err, context.Canceled) {
+	if err := w.add(full, w.generation, nil, 1, text, 0, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("adding to a large batch over the budget: got %v, want it to wait", err)
 	}
-	if !w.batches[0].sealed {
+	if !w.fresh[0].sealed {
 		t.Error("the batch is not on its way")
 	}
 }

@@ -42,6 +42,9 @@ const (
 	AnnotationScaledDownKey = "ottoscaler.dev/scaled-down-key"
 	// AnnotationTraceparent is the W3C trace context of the scale event.
 	AnnotationTraceparent = "ottoscaler.dev/traceparent"
+	// AnnotationMaskSecrets lists the Secrets whose values are to be hidden in the
+	// worker's logs, as [FormatSecrets] writes them; absent if there are none.
+	AnnotationMaskSecrets = "ottoscaler.dev/mask-secrets"
 	// AnnotationFieldPrefix, followed by a field's name, is what the event said of
 	// its origin and rank (repository, commit_sha, triggered_by, reason, timestamp, priority).
 	AnnotationFieldPrefix = "ottoscaler.dev/"

@@ -54,6 +54,21 @@ type Verdict struct {
 	Details         map[string]string
 }
 
+// The details of a followed worker's outcome that tell of its loss. They are absent
+// when every line that was read is at the log server.
+const (
+	// DetailLostLines and DetailLostBytes are how many lines were read and never
+	// acknowledged, and how long they are.
+	DetailLostLines = "lost_lines"
+	DetailLostBytes = "lost_bytes"
+	// DetailUnread is "true" when a log was not read to its end either, so that nobody
+	// knows how much more is lost.
+	DetailUnread = "unread"
+	// DetailAbandoned is "true" when the drain deadline passed before the log server
+	// had everything.
+	DetailAbandoned = "abandoned"
+)
+
 // Finish says that the item's effect is in the world.
 func Finish(message string, details map[string]string) Verdict {
 	return Verdict{Status: Done, Message: message, Details: details}

@@ -135,6 +135,9 @@ func (b *builder) annotate() {
 	annotations[pod.AnnotationEventID] = e.ID
 	set(pod.AnnotationIdempotencyKey, e.IdempotencyKey)
 	set(pod.AnnotationTraceparent, e.Traceparent)
+	if b.pool.MaskSecrets {
+		set(pod.AnnotationMaskSecrets, pod.FormatSecrets(secretsOf(b.base.Spec)))
+	}
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldRepository, e.Repository)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldCommitSHA, e.CommitSHA)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldTriggeredBy, e.TriggeredBy)

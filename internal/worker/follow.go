@@ -80,6 +80,7 @@ func (m *Manager) heard(ctx context.Context, o queue.Outcome) {
 	l := m.lives[uid]
 	if l != nil {
 		l.logsDone = true
+		l.lost = lossOf(o)
 	}
 	m.mu.Unlock()
 	if l == nil { // it is gone, so nothing is left to do about it

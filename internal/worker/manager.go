@@ -39,7 +39,7 @@ type Settlements interface {
 }
 
 // Options are what a [Manager] is made of. All fields are required, except that
-// Report may be nil.
+// Report and KubeEvents may be nil.
 type Options struct {
 	// Pods is where workers live, in Namespace.
 	Pods corev1client.PodsGetter
@@ -48,8 +48,11 @@ type Options struct {
 	// Instance is the ID of this installation. It owns the workers that carry it.
 	Instance string
 	// LogDrainTimeout is how long a worker that has ended waits for its last line
-	// to be acknowledged.
+	// to be acknowledged. The log-relay, if there is one, gives up a little earlier: it
+	// knows what was lost.
 	LogDrainTimeout time.Duration
+	// KubeEvents is where it is said that log lines were lost. Nil for nowhere.
+	KubeEvents corev1client.EventsGetter
 	// Pools is the pool file, loaded.
 	Pools *PoolFile
 	// Events tells when the events that touched a worker are settled.
@@ -74,6 +77,7 @@ type Manager struct {
 	events          Settlements
 	offers          queue.Queue[queue.Worker]
 	logDrainTimeout time.Duration
+	kubeEvents      corev1client.EventsGetter
 	metrics         *metrics
 	report          func(part string, err error)
 	log             *slog.Logger
@@ -100,6 +104,7 @@ func New(opts Options) (*Manager, error) {
 		events:          opts.Events,
 		offers:          opts.Workers,
 		logDrainTimeout: opts.LogDrainTimeout,
+		kubeEvents:      opts.KubeEvents,
 		metrics:         newMetrics(opts.Registerer),
 		report:          opts.Report,
 		log:             opts.Log,

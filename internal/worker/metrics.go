@@ -16,6 +16,7 @@ type metrics struct {
 	eventToPod    prometheus.Histogram
 	eventToRun    prometheus.Histogram
 	finished      *prometheus.CounterVec
+	lostLines     prometheus.Counter
 	logsAbandoned prometheus.Counter
 	poolReloads   *prometheus.CounterVec
 }
@@ -55,12 +56,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "ottoscaler_worker_logs_abandoned_total",
 			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
 		}),
+		lostLines: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_lost_log_lines_total",
+			Help: "Log lines that were read and will never be at the log server, as far as they are known.",
+		}),
 		poolReloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_pool_reloads_total",
 			Help: "Readings of a changed pool file by result: adopted or refused.",
 		}, []string{"result"}),
 	}
-	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads)
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.lostLines, m.poolReloads)
 	// Both are of use from the start: a rate needs a first value.
 	m.poolReloads.WithLabelValues("adopted")
 	m.poolReloads.WithLabelValues("refused")

@@ -39,6 +39,9 @@ type Pool struct {
 	Name string
 	// Overrides is what an event may change.
 	Overrides Overrides
+	// MaskSecrets asks for the values of the Secrets that the template refers to to
+	// be hidden in the workers' logs.
+	MaskSecrets bool
 	// Template is what workers are made from. What it leaves open of image,
 	// security context, restart policy and token is filled in already.
 	Template corev1.PodTemplateSpec
@@ -67,8 +70,11 @@ type poolFile struct {
 }
 
 type filePool struct {
-	Overrides Overrides              `json:"overrides,omitempty"`
-	Template  corev1.PodTemplateSpec `json:"template"`
+	Overrides Overrides `json:"overrides,omitempty"`
+	Logs      struct {
+		MaskSecrets bool `json:"maskSecrets,omitempty"`
+	} `json:"logs,omitempty"`
+	Template corev1.PodTemplateSpec `json:"template"`
 }
 
 // ParsePools reads a pool file. The error joins every problem that it finds; each
@@ -92,7 +98,10 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	}
 	pools := &Pools{byName: make(map[string]*Pool, len(file.Pools))}
 	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
-		p := &Pool{Name: name, Overrides: file.Pools[name].Overrides, Template: file.Pools[name].Template}
+		p := &Pool{
+			Name: name, Overrides: file.Pools[name].Overrides,
+			MaskSecrets: file.Pools[name].Logs.MaskSecrets, Template: file.Pools[name].Template,
+		}
 		p.complete(agentImage)
 		for _, problem := range p.problems() {
 			problems = append(problems, fmt.Errorf("pool %s: %s", name, problem))

@@ -22,6 +22,7 @@ type life struct {
 	// All below is guarded by Manager.mu.
 	offeredIn  int       // the session of the queue in which it was offered
 	logsDone   bool      // nothing more will be read of its logs
+	lost       *loss     // what of them the log server will never have, until it is told
 	settledFor string    // the events that are known to be settled
 	awaiting   string    // the events whose settlement is awaited
 	stopWait   func()    // ends that wait
@@ -87,6 +88,7 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 	if overlooked {
 		return m.collect(ctx, p)
 	}
+	m.tellLoss(ctx, p, l)
 	if err := m.cluster.release(ctx, p); err != nil {
 		return err
 	}
@@ -217,8 +219,8 @@ func (m *Manager) logsComplete(ctx context.Context, p *corev1.Pod, l *life) bool
 	}
 	m.mu.Lock()
 	l.logsDone = true
+	l.lost = &loss{lines: "an unknown number of", abandoned: true}
 	m.mu.Unlock()
-	m.metrics.logsAbandoned.Inc()
 	m.log.WarnContext(ctx, "releasing a worker before the log server has acknowledged its last line",
 		"pod", p.Name, "event", l.event, "task", l.task, "waited", time.Since(endSeen).Round(time.Millisecond))
 	return true

@@ -110,6 +110,52 @@ func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
 	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
 }
 
+// mustSay checks the one Event about a worker's lost lines.
+func (s *system) mustSay(name, message string) {
+	s.t.Helper()
+	list, err := s.Client.Events(s.Namespace).List(s.t.Context(), metav1.ListOptions{FieldSelector: "reason=LogsLost,involvedObject.name=" + name})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if len(list.Items) != 1 || list.Items[0].Message != message || list.Items[0].Type != corev1.EventTypeWarning {
+		s.t.Errorf("events about %s: %+v, want one that says %q", name, list.Items, message)
+	}
+}
+
+func TestLinesThatTheRelayGaveUpAreSaidAndCounted(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	for _, tc := range []struct {
+		details map[string]string
+		message string
+	}{
+		{
+			map[string]string{queue.DetailLostLines: "17", queue.DetailAbandoned: "true", queue.DetailUnread: "true"},
+			"17 log lines will never be at the log server, and what had not been read yet: the drain deadline has passed",
+		},
+		{
+			map[string]string{queue.DetailLostLines: "3"},
+			"3 log lines will never be at the log server: they were dropped because it had not taken them in time",
+		},
+	} {
+		e := up("task", 1)
+		s.done(e, 1)
+		d := r.next()
+		s.Set(d.Value.Name, corev1.PodSucceeded, 0)
+		if err := r.sub.Resolve(t.Context(), d, queue.Finish("", tc.details)); err != nil {
+			t.Fatalf("finishing a worker: %v", err)
+		}
+		workertest.Eventually(t, "the worker is gone", func() bool { return s.get(d.Value.Name) == nil })
+		s.mustSay(d.Value.Name, tc.message)
+	}
+	if n := s.metric("ottoscaler_worker_lost_log_lines_total"); n != 20 {
+		t.Errorf("%v lines counted as lost, want 20", n)
+	}
+	if n := s.metric("ottoscaler_worker_logs_abandoned_total"); n != 1 {
+		t.Errorf("%v workers counted as abandoned, want 1", n)
+	}
+}
+
 func TestWorkerIsReleasedAtTheDrainDeadline(t *testing.T) {
 	s := start(t, 500*time.Millisecond, nil, nil)
 	s.done(up("task", 2), 1)
@@ -123,6 +169,7 @@ func TestWorkerIsReleasedAtTheDrainDeadline(t *testing.T) {
 	if s.log.lines("level=WARN", "pod="+name, "before the log server has acknowledged") != 1 {
 		t.Error("the log does not say it once")
 	}
+	s.mustSay(name, "an unknown number of log lines will never be at the log server: the drain deadline has passed")
 }
 
 func TestEveryWorkerIsOfferedAgainToANewQueueAndByANewScaler(t *testing.T) {

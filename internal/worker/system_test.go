@@ -84,7 +84,7 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 	}
 	s.manager, err = worker.New(worker.Options{
 		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
-		Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
+		KubeEvents: s.Faulty, Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

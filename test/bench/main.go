@@ -33,20 +33,28 @@ type Row struct {
 	Ratio float64 `json:"ratio"`
 }
 
-// measurement makes the rows of these names, in their order.
+// measurement makes the rows of these names, in their order, with a cluster or without.
 type measurement struct {
-	rows []string
-	run  func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
+	rows  []string
+	inLab func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
+	alone func(ctx context.Context, quick bool) ([]Row, error)
 }
 
 var measurements = []measurement{
-	{[]string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, eventToCreate},
-	{[]string{"creates in a burst of events"}, burst},
+	{rows: []string{"log lines of 120 bytes, relay to a Go sink"}, alone: logThroughput},
+	{rows: []string{"line printed to acknowledged, p50", "line printed to acknowledged, p99"}, alone: logLatency},
+	{rows: []string{"1,000 followed idle containers, memory", "1,000 followed idle containers, CPU of a core"}, alone: idleRelay},
+	{rows: []string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, inLab: eventToCreate},
+	{rows: []string{"creates in a burst of events"}, inLab: burst},
 }
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	run := run
+	if len(os.Args) > 1 && os.Args[1] == bareIdleArg {
+		run = bareIdle // we are the peer of a measurement
+	}
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
@@ -54,12 +62,12 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-
+	var l *lab.Lab // up once a measurement needs it
+	defer func() {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
 	var rows []Row
 	for _, m := range measurements {
 		wanted := map[string]bool{}
@@ -76,13 +84,26 @@ func run(ctx context.Context) (err error) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", strings.Join(m.rows, "; "))
-		measured, err := m.run(ctx, l, os.Getenv("QUICK") != "")
+		var measured []Row
+		quick := os.Getenv("QUICK") != ""
+		if m.alone != nil {
+			measured, err = m.alone(ctx, quick)
+		} else {
+			if l == nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+					return err
+				}
+			}
+			measured, err = m.inLab(ctx, l, quick)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.rows[0], err)
 		}
 		for i, row := range measured {
 			if row.Name = m.rows[i]; wanted[row.Name] {
-				row.Ratio = row.Value / row.Raw
+				if row.Raw > 0 { // next to nothing is measured as nothing
+					row.Ratio = row.Value / row.Raw
+				}
 				rows = append(rows, row)
 			}
 		}

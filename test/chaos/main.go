@@ -64,10 +64,33 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) (err error) {
+func run(ctx context.Context) error {
+	quick := os.Getenv("QUICK") != ""
+	if err := runEvents(ctx, quick); err != nil {
+		return err
+	}
+	rows, err := runLogs(ctx, quick)
+	if err != nil || len(rows) == 0 {
+		return err
+	}
+	header := []string{"FAULT", "WORKERS × LINES", "KILLS", "LOST", "MARKED", "REPEATED", "REORDERED", "TIME"}
+	return report.Write(os.Stdout, filepath.Join("build", "chaos-logs.json"), header, rows, func(r LogRow) []string {
+		return []string{
+			r.Name, fmt.Sprintf("%d × %d", r.Workers, r.Lines), strconv.Itoa(r.Kills), strconv.Itoa(r.Lost), strconv.Itoa(r.Marked),
+			strconv.Itoa(r.Repeated), strconv.Itoa(r.Reordered), fmt.Sprintf("%.0f s", r.Seconds),
+		}
+	})
+}
+
+// runEvents runs the rows about events that are selected.
+func runEvents(ctx context.Context, quick bool) (err error) {
 	runs := 20
-	if os.Getenv("QUICK") != "" {
+	if quick {
 		runs = 4
+	}
+	chosen, err := selectFaults()
+	if err != nil || len(chosen) == 0 {
+		return err
 	}
 	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
 	if err != nil {
@@ -76,14 +99,7 @@ func run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, l.Close()) }()
 
 	var rows []Row
-	for _, f := range matrix {
-		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
-		if err != nil {
-			return err
-		}
-		if !selected {
-			continue
-		}
+	for _, f := range chosen {
 		row, err := inject(ctx, l, f, runs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
@@ -97,6 +113,19 @@ func run(ctx context.Context) (err error) {
 			fmt.Sprintf("%.0f ms", r.RecoveryP50), fmt.Sprintf("%.0f ms", r.RecoveryMax),
 		}
 	})
+}
+
+func selectFaults() (chosen []fault, err error) {
+	for _, f := range matrix {
+		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
+		if err != nil {
+			return nil, err
+		}
+		if selected {
+			chosen = append(chosen, f)
+		}
+	}
+	return chosen, nil
 }
 
 // inject runs one fault of the matrix again and again, in a namespace of its own.

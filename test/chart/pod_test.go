@@ -288,6 +288,12 @@ func TestNotesWarnOfWhatIsUnsafe(t *testing.T) {
 		says   string
 	}{
 		{"no password", func(values) {}, "without a password"},
+		{"no TLS", func(values) {}, "to the log server unencrypted"},
+		{"a token in plaintext", func(v values) {
+			relay := v["logRelay"].(values)
+			relay["tokenSecret"] = values{"name": "token"}
+			relay["env"].(values)["LOG_SERVER_TOKEN_PLAINTEXT"] = true
+		}, "to the log server unencrypted"},
 		{"moving tag", func(v values) { v["image"] = values{"tag": "latest"} }, `image.tag is "latest"`},
 		{"workers stay", func(v values) { v["releaseWorkers"] = values{"enabled": false} }, "leave workers behind"},
 	} {

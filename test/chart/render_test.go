@@ -230,7 +230,7 @@ func variable(t *testing.T, c corev1.Container, name string) corev1.EnvVar {
 }
 
 // podSpecs returns every pod that the chart leads to, by what makes it: the main
-// pod, the hook, and a worker of each pool.
+// pod, the log server, the hook, and a worker of each pool.
 func podSpecs(t *testing.T, r rendering) map[string]corev1.PodTemplateSpec {
 	t.Helper()
 	specs := map[string]corev1.PodTemplateSpec{}
@@ -238,6 +238,8 @@ func podSpecs(t *testing.T, r rendering) map[string]corev1.PodTemplateSpec {
 		switch o := object.(type) {
 		case *appsv1.Deployment:
 			specs["Deployment "+o.Name] = o.Spec.Template
+		case *appsv1.StatefulSet:
+			specs["StatefulSet "+o.Name] = o.Spec.Template
 		case *batchv1.Job:
 			specs["Job "+o.Name] = o.Spec.Template
 		case *corev1.Pod:
@@ -252,6 +254,7 @@ func podSpecs(t *testing.T, r rendering) map[string]corev1.PodTemplateSpec {
 
 type pool struct {
 	Overrides map[string]any         `json:"overrides"`
+	Logs      map[string]any         `json:"logs"`
 	Template  corev1.PodTemplateSpec `json:"template"`
 }
 

@@ -47,11 +47,26 @@ func TestTypoInValuesIsRefused(t *testing.T) {
 		{"a secret", "consumer.env.REDIS_PASSWORD", "hunter2", "REDIS_PASSWORD"},
 		{"what the template sets", "scaler.env.NAMESPACE", "default", "NAMESPACE"},
 		{"an override", "pools.default.overrides.maxCpu", "2", "maxCpu"},
+		{"what to do with logs", "pools.default.logs.maskSecret", true, "maskSecret"},
 		{"a part of the image", "image.tags", "v1", "tags"},
 		{"a duration without a unit", "consumer.env.RECLAIM_AFTER", "60", "RECLAIM_AFTER"},
 		{"a number in words", "logRelay.env.BATCH_LINES", "many", "BATCH_LINES"},
 		{"a port that does not exist", "consumer.env.REDIS_PORT", 65536, "REDIS_PORT"},
 		{"an address without a port", "logRelay.env.LOG_SERVER_ADDR", "logs", "LOG_SERVER_ADDR"},
+		{"a TLS mode that YAML made a boolean", "logRelay.env.LOG_SERVER_TLS", true, "LOG_SERVER_TLS"},
+		{"a compression", "logRelay.env.LOG_SERVER_COMPRESSION", "zstd", "LOG_SERVER_COMPRESSION"},
+		{"no connections", "logRelay.env.LOG_SERVER_CONNECTIONS", 0, "LOG_SERVER_CONNECTIONS"},
+		{"a file that the chart mounts", "logRelay.env.LOG_SERVER_CA_FILE", "/ca.crt", "LOG_SERVER_CA_FILE"},
+		{"a token in the values", "logRelay.tokenSecret.value", "hunter2", "value"},
+		{"a certificate without its key", "logRelay.tls.certSecret", values{"name": "cert", "keyKey": ""}, "keyKey"},
+		{"a key alone", "logRelay.tls.keySecret", values{"name": "key"}, "keySecret"},
+		{"a Secret's name", "logRelay.tls.caSecret.name", "My CA", "name"},
+		{"certificates without TLS", "logRelay", values{
+			"env": values{"LOG_SERVER_ADDR": "logs:1", "LOG_SERVER_TLS": "off"}, "tls": values{"caSecret": values{"name": "ca"}},
+		}, "have no meaning without TLS"},
+		{"a token without TLS", "logRelay", values{
+			"env": values{"LOG_SERVER_ADDR": "logs:1", "LOG_SERVER_TLS": "off"}, "tokenSecret": values{"name": "token"},
+		}, "could read the token"},
 		{"a digest that is none", "image.digest", "sha256:abc", "digest"},
 		{"a pull policy", "image.pullPolicy", "Sometimes", "pullPolicy"},
 		{"a user that is no label", "user", "Jin Woo", "user"},
@@ -75,10 +90,13 @@ var reserved = map[string]bool{
 	"INSTANCE_ID":    true, // what the release is called
 	"INSTANCE_USER":  true, // the value user
 	"POOLS_FILE":     true, // where the ConfigMap is mounted
+	"SPOOL_DIR":      true, // where the emptyDir is
 	"QUEUE_ADDR":     true, // one container listens, the others dial
 	"REDIS_PASSWORD": true, // redis.existingSecret; values are no place for it
 	"KUBECONFIG":     true, // in a pod, the service account
 	"RELEASE_AFTER":  true, // the main pod's labels
+	// Where logRelay.tls and logRelay.tokenSecret are mounted.
+	"LOG_SERVER_CA_FILE": true, "LOG_SERVER_CERT_FILE": true, "LOG_SERVER_KEY_FILE": true, "LOG_SERVER_TOKEN_FILE": true,
 	// Secrets come from existingSecret, as a variable.
 	"REDIS_PASSWORD_FILE": true,
 }

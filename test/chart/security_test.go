@@ -2,6 +2,7 @@ package chart_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -11,6 +12,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	"k8s.io/pod-security-admission/api"
 	"k8s.io/pod-security-admission/policy"
+
+	"github.com/ottoscaler/ottoscaler/internal/worker"
 )
 
 const tokenPath = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -71,6 +74,48 @@ func TestOnlyTheConsumerHasTheRedisPassword(t *testing.T) {
 		}
 		if diff := cmp.Diff(want, secrets); diff != "" {
 			t.Errorf("%s: variables from the Redis secret (-want +got):\n%s", c.Name, diff)
+		}
+	}
+}
+
+func TestOnlyTheLogRelayHasTheCredentialsOfTheLogServer(t *testing.T) {
+	pod := one[*appsv1.Deployment](t, render(t, "ottoscaler", load(t, "testdata/everything.yaml"))).Spec.Template.Spec
+	var want, got []string
+	for _, v := range pod.Volumes {
+		if v.Projected == nil {
+			continue
+		}
+		for _, source := range v.Projected.Sources {
+			if source.Secret != nil {
+				want = append(want, v.Name+" "+source.Secret.Name)
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"log-server log-server-ca", "log-server log-relay-cert", "log-server log-relay-token"}, want); diff != "" {
+		t.Errorf("Secrets in volumes (-want +got):\n%s", diff)
+	}
+	for _, c := range pod.Containers {
+		for _, m := range c.VolumeMounts {
+			if m.Name == "log-server" {
+				got = append(got, c.Name)
+				if !m.ReadOnly {
+					t.Errorf("%s may write there", c.Name)
+				}
+			}
+		}
+	}
+	if diff := cmp.Diff([]string{"log-relay"}, got); diff != "" {
+		t.Errorf("containers that see them (-want +got):\n%s", diff)
+	}
+	relay := container(t, one[*appsv1.Deployment](t, render(t, "ottoscaler", load(t, "testdata/everything.yaml"))), "log-relay")
+	for name, want := range map[string]string{
+		"LOG_SERVER_CA_FILE":    "/etc/ottoscaler/log-server/ca.crt",
+		"LOG_SERVER_CERT_FILE":  "/etc/ottoscaler/log-server/tls.crt",
+		"LOG_SERVER_KEY_FILE":   "/etc/ottoscaler/log-server/tls.key",
+		"LOG_SERVER_TOKEN_FILE": "/etc/ottoscaler/log-server/token",
+	} {
+		if got := variable(t, relay, name).Value; got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
 }
@@ -165,7 +210,7 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		"ottoscaler": {
 			"pods create", "pods get", "pods list", "pods watch", "pods patch", "pods delete",
 			"pods/log get",
-			"coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
+			"events create", "coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
 		},
 		"ottoscaler-release-rest": {
 			"pods get", "pods list", "pods watch", "pods patch", "pods delete",
@@ -182,6 +227,59 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		}
 		if object.GetNamespace() != namespace {
 			t.Errorf("%T %s is in namespace %q", object, object.GetName(), object.GetNamespace())
+		}
+	}
+}
+
+// What may be read is exactly what the scaler writes on the workers of the pools that ask.
+func TestOnlySecretsThatAPoolAsksToHideMayBeRead(t *testing.T) {
+	spec := values{
+		"initContainers": []any{values{"name": "clone", "image": "i", "env": []any{
+			values{"name": "T", "valueFrom": values{"secretKeyRef": values{"name": "git", "key": "token"}}},
+		}}},
+		"containers": []any{values{
+			"name": "agent",
+			"env": []any{
+				values{"name": "A", "value": "plain"},
+				values{"name": "B", "valueFrom": values{"fieldRef": values{"fieldPath": "metadata.name"}}},
+				values{"name": "C", "valueFrom": values{"secretKeyRef": values{"name": "registry", "key": "password"}}},
+			},
+			"envFrom": []any{values{"secretRef": values{"name": "all"}}, values{"configMapRef": values{"name": "other"}}},
+		}},
+		"imagePullSecrets": []any{values{"name": "pull"}},
+		"volumes": []any{
+			values{"name": "a", "secret": values{"secretName": "whole"}},
+			values{"name": "b", "projected": values{"sources": []any{
+				values{"secret": values{"name": "projected"}}, values{"configMap": values{"name": "other"}}, values{"secret": values{"name": "git"}},
+			}}},
+			values{"name": "c", "emptyDir": values{}},
+		},
+	}
+	for _, logs := range []any{nil, values{}, values{"maskSecrets": false}, values{"maskSecrets": true}} {
+		asked := logs != nil && logs.(values)["maskSecrets"] == true
+		vals := minimal()
+		vals["pools"] = values{"default": nil, "other": values{"logs": logs, "template": values{"spec": spec}}}
+		r := render(t, "ottoscaler", roundTrip(t, vals))
+		var got []string
+		for _, right := range permissions(r)["ottoscaler"] {
+			if strings.HasPrefix(right, "secrets ") {
+				got = append(got, right)
+			}
+		}
+		var want []string
+		if asked {
+			file, err := worker.ParsePools([]byte(one[*corev1.ConfigMap](t, r).Data["pools.yaml"]), "agent:1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			names := strings.Join(file.Get("other").Secrets(), " ")
+			if names != "all git projected registry whole" {
+				t.Errorf("the scaler finds %q", names)
+			}
+			want = []string{"secrets get " + names, "secrets list " + names, "secrets watch " + names}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("asked for: %t; rights (-want +got):\n%s", asked, diff)
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -85,7 +86,8 @@ type record struct {
 	Init         bool            `json:"init,omitempty"`
 	Lines        uint64          `json:"lines"`
 	Bytes        uint64          `json:"bytes"`
-	Checksum     uint32          `json:"checksum"`
+	Checksum     string          `json:"checksum"` // as a hexadecimal number, which no reader rounds
+	Gaps         uint64          `json:"gaps,omitempty"`
 	Dropped      int             `json:"dropped,omitempty"`
 	Size         int64           `json:"size"`
 	Complete     bool            `json:"complete"`
@@ -198,7 +200,7 @@ func (f *files) writeRecord(now Log, size int64) error {
 	}
 	text, err := json.MarshalIndent(record{
 		Container: now.Container, RestartCount: now.RestartCount, Init: now.Init,
-		Lines: now.LineCount, Bytes: now.ByteCount, Checksum: now.Checksum, Dropped: now.Dropped,
+		Lines: now.LineCount, Bytes: now.ByteCount, Checksum: fmt.Sprintf("%016x", now.Checksum), Gaps: now.GapCount, Dropped: now.Dropped,
 		Size: size, Complete: now.Complete, Matches: now.Matches, Position: position,
 	}, "", "  ")
 	if err != nil {
@@ -304,6 +306,10 @@ func (f *files) restoreLog(uid, path string) (*Log, error) {
 	if err := json.Unmarshal(text, &r); err != nil {
 		return nil, fmt.Errorf("reading the record of %s: %w", path, err)
 	}
+	checksum, err := strconv.ParseUint(r.Checksum, 16, 64)
+	if err != nil {
+		return nil, fmt.Errorf("reading the record of %s: %w", path, err)
+	}
 	position := &logsv1.Position{}
 	if err := protojson.Unmarshal(r.Position, position); err != nil {
 		return nil, fmt.Errorf("reading the record of %s: %w", path, err)
@@ -314,7 +320,7 @@ func (f *files) restoreLog(uid, path string) (*Log, error) {
 	key := Key{WorkerUID: uid, Container: r.Container, RestartCount: r.RestartCount}
 	f.sizes[key] = r.Size
 	return &Log{
-		Key: key, Init: r.Init, LineCount: r.Lines, ByteCount: r.Bytes, Checksum: r.Checksum, Dropped: r.Dropped,
+		Key: key, Init: r.Init, LineCount: r.Lines, ByteCount: r.Bytes, Checksum: checksum, GapCount: r.Gaps, Dropped: r.Dropped,
 		Complete: r.Complete, Matches: r.Matches, Position: position,
 	}, os.Truncate(path, r.Size)
 }

@@ -3,7 +3,8 @@ package logserver_test
 import (
 	"bytes"
 	"context"
-	"hash/crc32"
+	"encoding/binary"
+	"hash/crc64"
 	"net"
 	"os"
 	"path/filepath"
@@ -88,15 +89,20 @@ func (s *sender) receive() *logsv1.StreamLogsResponse {
 func (s *sender) batch(lines ...string) *logsv1.StreamLogsResponse_Ack {
 	s.t.Helper()
 	b := &logsv1.Batch{FirstSequence: s.at.GetSequence() + 1, End: &logsv1.Position{}}
-	end := &logsv1.Position{Sequence: s.at.GetSequence(), Bytes: s.at.GetBytes(), Checksum: s.at.GetChecksum()}
+	end := &logsv1.Position{Sequence: s.at.GetSequence(), Bytes: s.at.GetBytes()}
+	var sum uint64
+	if before := s.at.GetChecksum(); before != nil {
+		sum = binary.BigEndian.Uint64(before)
+	}
 	for _, line := range lines {
 		b.Data = append(b.Data, line...)
 		b.Lengths = append(b.Lengths, uint32(len(line))) //nolint:gosec // short
 		b.TimeDeltas = append(b.TimeDeltas, 0)
 		end.Sequence++
 		end.Bytes += uint64(len(line))
-		end.Checksum = crc32.Update(end.Checksum, crc32.MakeTable(crc32.Castagnoli), []byte(line+"\n"))
+		sum = crc64.Update(sum, crc64.MakeTable(crc64.ECMA), []byte(line+"\n"))
 	}
+	end.Checksum = binary.BigEndian.AppendUint64(nil, sum)
 	b.End, s.at = end, end
 	s.send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: b}})
 	return s.receive().GetAck()
@@ -207,7 +213,7 @@ func TestServerTakesRepeatedLinesOnceAndRefusesGaps(t *testing.T) {
 	if _, err := relay.stream.Recv(); err == nil {
 		t.Error("a superseded stream may still append")
 	}
-	newer.at = &logsv1.Position{Sequence: 3, Bytes: 1, Checksum: 2}
+	newer.at = &logsv1.Position{Sequence: 3, Bytes: 1, Checksum: make([]byte, 8)}
 	newer.send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: &logsv1.Batch{
 		FirstSequence: 4, Lengths: []uint32{0}, TimeDeltas: []uint32{0}, End: &logsv1.Position{Sequence: 4},
 	}}})

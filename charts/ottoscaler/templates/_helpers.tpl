@@ -42,6 +42,37 @@ ottoscaler.dev/user: {{ . }}
 {{- end -}}
 {{- end -}}
 
+{{/* The log server that logServer.enabled installs. */}}
+{{- define "ottoscaler.logServerName" -}}
+{{ include "ottoscaler.fullname" . }}-logs
+{{- end -}}
+
+{{- define "ottoscaler.logServerSelectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ include "ottoscaler.fullname" . }}
+app.kubernetes.io/component: log-server
+{{- end -}}
+
+{{- define "ottoscaler.logServerImage" -}}
+{{- with .Values.logServer.image -}}
+{{- if .digest -}}
+{{ .repository }}@{{ .digest }}
+{{- else -}}
+{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the relay sends to: where it is told, else to the log server beside it. */}}
+{{- define "ottoscaler.logServerAddr" -}}
+{{- $told := get .Values.logRelay.env "LOG_SERVER_ADDR" -}}
+{{- if $told -}}
+{{ $told }}
+{{- else if .Values.logServer.enabled -}}
+{{ include "ottoscaler.logServerName" . }}.{{ .Release.Namespace }}.svc:50051
+{{- end -}}
+{{- end -}}
+
 {{/* Numbers of values are floats by the time they get here; 1000000 must not become 1e+06. */}}
 {{- define "ottoscaler.scalar" -}}
 {{- if kindIs "float64" . }}{{ printf "%.0f" . }}{{ else }}{{ toString . }}{{ end -}}
@@ -135,6 +166,59 @@ mount into every container of the pod, with a token that it renews. */}}
   readOnly: true
 {{- end -}}
 
+{{/* The files for the way to the log server, as sources of a projected volume. */}}
+{{- define "ottoscaler.logServerSources" -}}
+{{- with .Values.logRelay.tls.caSecret }}{{ if .name }}
+- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: ca.crt}]}
+{{- end }}{{ end }}
+{{- with .Values.logRelay.tls.certSecret }}{{ if .name }}
+- secret: {name: {{ .name }}, items: [{key: {{ .certKey | quote }}, path: tls.crt}, {key: {{ .keyKey | quote }}, path: tls.key}]}
+{{- end }}{{ end }}
+{{- with .Values.logRelay.tokenSecret }}{{ if .name }}
+- secret: {name: {{ .name }}, items: [{key: {{ .key | quote }}, path: token}]}
+{{- end }}{{ end }}
+{{- end -}}
+
+{{/* Where those files are. */}}
+{{- define "ottoscaler.logServerEnv" -}}
+{{- if .Values.logRelay.tls.caSecret.name }}
+- {name: LOG_SERVER_CA_FILE, value: /etc/ottoscaler/log-server/ca.crt}
+{{- end }}
+{{- if .Values.logRelay.tls.certSecret.name }}
+- {name: LOG_SERVER_CERT_FILE, value: /etc/ottoscaler/log-server/tls.crt}
+- {name: LOG_SERVER_KEY_FILE, value: /etc/ottoscaler/log-server/tls.key}
+{{- end }}
+{{- if .Values.logRelay.tokenSecret.name }}
+- {name: LOG_SERVER_TOKEN_FILE, value: /etc/ottoscaler/log-server/token}
+{{- end }}
+{{- end -}}
+
+{{/* The Secrets that the pools with logs.maskSecrets refer to, one a line: what the scaler writes on
+their workers, and the log relay reads. */}}
+{{- define "ottoscaler.maskedSecrets" -}}
+{{- $names := dict -}}
+{{- range .Values.pools -}}
+{{- if get (get (. | default dict) "logs" | default dict) "maskSecrets" -}}
+{{- $spec := dig "template" "spec" dict . -}}
+{{- range concat (get $spec "containers" | default list) (get $spec "initContainers" | default list) -}}
+{{- range get . "env" | default list -}}
+{{- $_ := set $names (dig "valueFrom" "secretKeyRef" "name" "" .) true -}}
+{{- end -}}
+{{- range get . "envFrom" | default list -}}
+{{- $_ := set $names (dig "secretRef" "name" "" .) true -}}
+{{- end -}}
+{{- end -}}
+{{- range get $spec "volumes" | default list -}}
+{{- $_ := set $names (dig "secret" "secretName" "" .) true -}}
+{{- range dig "projected" "sources" list . -}}
+{{- $_ := set $names (dig "secret" "name" "" .) true -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- without (keys $names) "" | sortAlpha | join "\n" -}}
+{{- end -}}
+
 {{/* A Go duration (1m30s) in seconds, as a number with a fraction. */}}
 {{- define "ottoscaler.seconds" -}}
 {{- $sum := 0.0 -}}
@@ -174,8 +258,17 @@ that may have permissions. */}}
 {{- if not (get .Values.consumer.env "REDIS_HOST") -}}
 {{- fail "consumer.env.REDIS_HOST is not set: the consumer would not know which Redis to read" -}}
 {{- end -}}
-{{- if not (get .Values.logRelay.env "LOG_SERVER_ADDR") -}}
-{{- fail "logRelay.env.LOG_SERVER_ADDR is not set: the log relay would not know where to send the lines" -}}
+{{- if not (include "ottoscaler.logServerAddr" .) -}}
+{{- fail "logRelay.env.LOG_SERVER_ADDR is not set, and logServer.enabled is false: the log relay would not know where to send the lines" -}}
+{{- end -}}
+{{- $relay := .Values.logRelay -}}
+{{- if eq (toString (get $relay.env "LOG_SERVER_TLS")) "off" -}}
+{{- if or $relay.tls.caSecret.name $relay.tls.certSecret.name (get $relay.env "LOG_SERVER_NAME") -}}
+{{- fail "logRelay.env.LOG_SERVER_TLS is off, but logRelay.tls or LOG_SERVER_NAME is set: certificates have no meaning without TLS" -}}
+{{- end -}}
+{{- if and $relay.tokenSecret.name (ne (toString (get $relay.env "LOG_SERVER_TOKEN_PLAINTEXT")) "true") -}}
+{{- fail "logRelay.env.LOG_SERVER_TLS is off, but logRelay.tokenSecret is set: whoever is on the way could read the token (LOG_SERVER_TOKEN_PLAINTEXT: true allows it)" -}}
+{{- end -}}
 {{- end -}}
 {{- range $key := list "consumer" "scaler" "logRelay" -}}
 {{- $drain := get (get $.Values $key).env "DRAIN_TIMEOUT" | default "20s" -}}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"k8s.io/client-go/tools/clientcmd"
 )
@@ -45,6 +46,9 @@ type Options struct {
 	// FakeNodes is the number of kwok nodes, which run no containers, instead of
 	// real ones. Only from source.
 	FakeNodes int
+	// LogMaxSize is the size at which a container's log is rotated, such as 256Ki, if
+	// not the kubelet's own. Only from source.
+	LogMaxSize string
 	// Network is the Docker network of a kind cluster; by default kind's own, which
 	// all of its clusters share.
 	Network string
@@ -182,6 +186,9 @@ func (c *Cluster) sourceUp(ctx context.Context) error {
 	if c.opts.FakeNodes > 0 {
 		args = []string{"up", "--kwok", strconv.Itoa(c.opts.FakeNodes)}
 	}
+	if c.opts.LogMaxSize != "" {
+		args = append(args, "--container-log-max-size", c.opts.LogMaxSize)
+	}
 	if err := c.source(ctx, nil, args...); err != nil {
 		return err
 	}
@@ -200,6 +207,32 @@ func (c *Cluster) sourceUp(ctx context.Context) error {
 	c.Kubeconfig, c.kubectl, c.HostAddr = status.Kubeconfig, status.Kubectl, status.HostIP
 	return nil
 }
+
+// Kill ends a component of a cluster from source with SIGKILL, such as
+// kube-apiserver or n1/kubelet.
+func (c *Cluster) Kill(ctx context.Context, component string) error {
+	var out bytes.Buffer
+	if err := c.source(ctx, &out, "status", "--json"); err != nil && out.Len() == 0 {
+		return err
+	}
+	var status struct {
+		Processes map[string]int `json:"processes"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &status); err != nil {
+		return fmt.Errorf("reading the status of cluster %s: %w", c.opts.Name, err)
+	}
+	pid := status.Processes[component]
+	if pid == 0 {
+		return fmt.Errorf("killing %s of cluster %s: it does not run", component, c.opts.Name)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("killing %s of cluster %s: %w", component, c.opts.Name, err)
+	}
+	return nil
+}
+
+// Repair starts what does not run of a cluster from source.
+func (c *Cluster) Repair(ctx context.Context) error { return c.sourceUp(ctx) }
 
 func (c *Cluster) source(ctx context.Context, out io.Writer, args ...string) error {
 	args = append([]string{"-C", filepath.Join(c.opts.Root, "test/cluster"), "run", ".", "--name", c.opts.Name}, args...)

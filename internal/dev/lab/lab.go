@@ -33,6 +33,8 @@ type Options struct {
 	Kind cluster.Kind
 	// Nodes and FakeNodes are as in [cluster.Options].
 	Nodes, FakeNodes int
+	// LogMaxSize is as in [cluster.Options].
+	LogMaxSize string
 	// Dir, if set, is where Redis keeps its state, to outlive this process.
 	Dir string
 	// Output receives the progress of whatever takes long.
@@ -114,7 +116,7 @@ func (l *Lab) bind() []string {
 func (l *Lab) clusterUp(ctx context.Context) (err error) {
 	l.Cluster, err = cluster.Up(ctx, cluster.Options{
 		Kind: l.opts.Kind, Name: l.opts.Name, Nodes: l.opts.Nodes, FakeNodes: l.opts.FakeNodes,
-		Root: l.Root, Output: l.opts.Output,
+		LogMaxSize: l.opts.LogMaxSize, Root: l.Root, Output: l.opts.Output,
 	})
 	if err != nil {
 		return fmt.Errorf("bringing up a cluster: %w", err)

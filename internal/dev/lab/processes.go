@@ -44,6 +44,8 @@ func AgentImage() string { return image.Agent.Name + ":" + ImageTag }
 // poolFile is the pool file that the processes' scaler reads.
 const poolFile = `pools:
   default:
+    overrides:
+      env: ["AGENT_*"]
     template:
       spec:
         containers:
@@ -83,7 +85,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 				"REDIS_HOST="+l.Redis.Host, "REDIS_PORT="+strconv.Itoa(l.Redis.Port), "REDIS_PASSWORD="+l.Redis.Password,
 				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead),
 			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
-			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer),
+			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer, "SPOOL_DIR="+filepath.Join(dir, "spool")),
 		},
 	}, nil
 }

@@ -3,11 +3,14 @@
 package logstest
 
 import (
+	"bytes"
 	"cmp"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc32"
+	"hash/crc64"
 	"io"
 	"slices"
 	"strings"
@@ -36,12 +39,17 @@ type Log struct {
 	Key
 	// Init says that it is an init container.
 	Init bool
-	// Lines are the stored lines, without line ends. A server that discards has none.
+	// Lines are the stored lines, without line ends. A server that discards has
+	// none. A gap is an empty line.
 	Lines []string
+	// GapCount is how many of the lines are gaps, and Gaps are these gaps, in their
+	// order. A server that discards has none.
+	GapCount uint64
+	Gaps     []Gap
 	// LineCount and ByteCount are what is stored, line ends not counted.
 	LineCount, ByteCount uint64
-	// Checksum is the CRC-32C of the stored lines, each with a line feed.
-	Checksum uint32
+	// Checksum is the CRC-64 of the stored lines, each with a line feed.
+	Checksum uint64
 	// Position is the position of the last batch, as the relay sent it.
 	Position *logsv1.Position
 	// Complete says that the relay called the log complete, and Matches that it
@@ -50,6 +58,13 @@ type Log struct {
 	// Duplicates counts the lines that were sent although they were stored,
 	// Dropped those that were refused for good, and Streams the streams opened.
 	Duplicates, Dropped, Streams int
+}
+
+// A Gap is a place where lines are missing.
+type Gap struct {
+	*logsv1.Gap
+	// Sequence is its place in the log.
+	Sequence uint64
 }
 
 // A Worker is what a [Server] knows of one worker.
@@ -86,8 +101,9 @@ type Action struct {
 	Cut error
 	// Delay is how long to wait first.
 	Delay time.Duration
-	// Answer is what to say instead of the acknowledgement.
-	Answer *logsv1.StreamLogsResponse_Ack
+	// Answer is what to say instead of the acknowledgement, and Answers how often, if not once.
+	Answer  *logsv1.StreamLogsResponse_Ack
+	Answers int
 }
 
 // Faults make a [Server] misbehave. Each function may be nil, is called without
@@ -133,12 +149,21 @@ type stored struct {
 // mark is the log behind a batch, to which it can be cut back.
 type mark struct {
 	position         *logsv1.Position
-	lines            int
+	lines, gaps      int
 	lineCount, bytes uint64
-	checksum         uint32
+	gapCount         uint64
+	checksum         uint64
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// mark returns the log as it is now.
+func (l *stored) mark() mark {
+	return mark{l.Position, len(l.Lines), len(l.Gaps), l.LineCount, l.ByteCount, l.GapCount, l.Checksum}
+}
+
+var ecma = crc64.MakeTable(crc64.ECMA)
+
+// checksumBytes returns a checksum as the protocol has it.
+func checksumBytes(sum uint64) []byte { return binary.BigEndian.AppendUint64(nil, sum) }
 
 // SetFaults makes the server misbehave from now on.
 func (s *Server) SetFaults(f Faults) {
@@ -236,7 +261,7 @@ func (s *Server) snapshot(w *Worker) Worker {
 	for key, l := range s.logs {
 		if key.WorkerUID == w.Registration.GetUid() {
 			copied := l.Log
-			copied.Lines = slices.Clone(l.Lines)
+			copied.Lines, copied.Gaps = slices.Clone(l.Lines), slices.Clone(l.Gaps)
 			now.Logs = append(now.Logs, copied)
 		}
 	}
@@ -262,7 +287,7 @@ func (s *Server) Log(key Key) (Log, bool) {
 		return Log{}, false
 	}
 	copied := l.Log
-	copied.Lines = slices.Clone(l.Lines)
+	copied.Lines, copied.Gaps = slices.Clone(l.Lines), slices.Clone(l.Gaps)
 	return copied, true
 }
 
@@ -299,8 +324,9 @@ func (s *Server) Forget(key Key, line uint64) {
 	if len(l.ends) > 0 {
 		last = l.ends[len(l.ends)-1]
 	}
-	l.Position, l.LineCount, l.ByteCount, l.Checksum = last.position, last.lineCount, last.bytes, last.checksum
-	l.Lines = l.Lines[:last.lines]
+	l.Position, l.LineCount, l.ByteCount = last.position, last.lineCount, last.bytes
+	l.GapCount, l.Checksum = last.gapCount, last.checksum
+	l.Lines, l.Gaps = l.Lines[:last.lines], l.Gaps[:last.gaps]
 	s.notify()
 }
 
@@ -460,8 +486,10 @@ func (s *Server) takeBatch(stream logsv1.LogService_StreamLogsServer, faults Fau
 		}
 	}
 	if !action.Silent && (action.Answer != nil || !action.Refuse) {
-		if err := stream.Send(&logsv1.StreamLogsResponse{Message: &logsv1.StreamLogsResponse_Ack_{Ack: ack}}); err != nil {
-			return err
+		for range max(action.Answers, 1) {
+			if err := stream.Send(&logsv1.StreamLogsResponse{Message: &logsv1.StreamLogsResponse_Ack_{Ack: ack}}); err != nil {
+				return err
+			}
 		}
 	}
 	return action.Cut
@@ -507,10 +535,16 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 			l.Lines = append(l.Lines, string(line))
 		}
 	}
-	l.Checksum = crc32.Update(l.Checksum, castagnoli, text)
+	l.Checksum = crc64.Update(l.Checksum, ecma, text)
 	l.Position = b.GetEnd()
-	if l.Dropped == 0 && (l.Checksum != l.Position.GetChecksum() || l.ByteCount != l.Position.GetBytes()) {
-		problem := fmt.Sprintf("%v: at line %d the relay counts %d bytes and checksum %08x, the server %d and %08x",
+	if b.GetGap() != nil {
+		l.GapCount++
+		if !s.Discard {
+			l.Gaps = append(l.Gaps, Gap{b.GetGap(), b.GetFirstSequence()})
+		}
+	}
+	if l.Dropped == 0 && (!bytes.Equal(checksumBytes(l.Checksum), l.Position.GetChecksum()) || l.ByteCount != l.Position.GetBytes()) {
+		problem := fmt.Sprintf("%v: at line %d the relay counts %d bytes and checksum %x, the server %d and %016x",
 			l.Key, l.LineCount, l.Position.GetBytes(), l.Position.GetChecksum(), l.ByteCount, l.Checksum)
 		*l = before
 		s.problems = append(s.problems, problem)
@@ -523,7 +557,7 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 		}
 	}
 	if !s.Discard {
-		l.ends = append(l.ends, mark{l.Position, len(l.Lines), l.LineCount, l.ByteCount, l.Checksum})
+		l.ends = append(l.ends, l.mark())
 	}
 	s.notify()
 	return ack, nil
@@ -545,6 +579,8 @@ func (s *Server) check(b *logsv1.Batch) error {
 		return s.problem(codes.InvalidArgument, "a batch of %d lines has %d time deltas", lines, len(b.GetTimeDeltas()))
 	case b.GetEnd().GetSequence() != b.GetFirstSequence()+lines-1:
 		return s.problem(codes.InvalidArgument, "a batch of %d lines goes from %d to %d", lines, b.GetFirstSequence(), b.GetEnd().GetSequence())
+	case b.GetGap() != nil && (lines != 1 || sum != 0):
+		return s.problem(codes.InvalidArgument, "a gap comes with %d lines of %d bytes", lines, sum)
 	}
 	return nil
 }
@@ -555,7 +591,7 @@ func (s *Server) drop(l *stored, b *logsv1.Batch) {
 	defer s.mu.Unlock()
 	l.Dropped += len(b.GetLengths())
 	l.Position = b.GetEnd()
-	l.ends = append(l.ends, mark{l.Position, len(l.Lines), l.LineCount, l.ByteCount, l.Checksum})
+	l.ends = append(l.ends, l.mark())
 	s.notify()
 }
 
@@ -584,7 +620,8 @@ func (s *Server) complete(l *stored, mine int, c *logsv1.StreamLogsRequest_Compl
 	}
 	compare("lines", c.GetLineCount(), l.LineCount)
 	compare("bytes", c.GetByteCount(), l.ByteCount)
-	compare("checksum", c.GetChecksum(), l.Checksum)
+	compare("checksum", hex.EncodeToString(c.GetChecksum()), hex.EncodeToString(checksumBytes(l.Checksum)))
+	compare("gaps", c.GetGapCount(), l.GapCount)
 	l.Complete, l.Matches = true, len(differs) == 0
 	if s.Sink != nil {
 		if err := s.Sink.Complete(s.workers[l.WorkerUID].Registration, l.Log); err != nil {

@@ -144,7 +144,7 @@ func (x StreamLogsResponse_Verdict) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamLogsResponse_Verdict.Descriptor instead.
 func (StreamLogsResponse_Verdict) EnumDescriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7, 0}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8, 0}
 }
 
 // Worker identifies a worker and tells where it came from.
@@ -420,9 +420,13 @@ type Position struct {
 	LinesInSecond uint32 `protobuf:"varint,3,opt,name=lines_in_second,json=linesInSecond,proto3" json:"lines_in_second,omitempty"`
 	// bytes is the total length of the lines up to here, line ends not counted.
 	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// checksum is the CRC-32C (Castagnoli, RFC 3720 appendix B.4) of all lines up
-	// to here, each followed by one line feed.
-	Checksum      uint32 `protobuf:"fixed32,5,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// checksum is the CRC-64 (CRC-64/XZ: ECMA-182's polynomial, reflected, as
+	// Go's hash/crc64 computes it with its ECMA table) of all lines up to here, each
+	// followed by one line feed: 8 bytes, the most significant first. It is not a
+	// number, because some languages' numbers would not hold it. Empty is zero.
+	Checksum []byte `protobuf:"bytes,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// gap_count is how many of the entries up to here are gaps.
+	GapCount      uint64 `protobuf:"varint,7,opt,name=gap_count,json=gapCount,proto3" json:"gap_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -485,9 +489,16 @@ func (x *Position) GetBytes() uint64 {
 	return 0
 }
 
-func (x *Position) GetChecksum() uint32 {
+func (x *Position) GetChecksum() []byte {
 	if x != nil {
 		return x.Checksum
+	}
+	return nil
+}
+
+func (x *Position) GetGapCount() uint64 {
+	if x != nil {
+		return x.GapCount
 	}
 	return 0
 }
@@ -616,7 +627,12 @@ type Batch struct {
 	// streams tells where each line was written to. Empty when all are UNSPECIFIED.
 	Streams []Stream `protobuf:"varint,6,rep,packed,name=streams,proto3,enum=ottoscaler.logs.v1.Stream" json:"streams,omitempty"`
 	// end is the position behind the last line.
-	End           *Position `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`
+	End *Position `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`
+	// gap says that lines are missing. A batch with a gap has exactly one entry: an
+	// empty line whose sequence number is the gap's place in the log, so that a gap is
+	// stored once and in its place, as lines are. It counts as a line, of no bytes, in
+	// every position, count and checksum.
+	Gap           *Gap `protobuf:"bytes,8,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -700,6 +716,108 @@ func (x *Batch) GetEnd() *Position {
 	return nil
 }
 
+func (x *Batch) GetGap() *Gap {
+	if x != nil {
+		return x.Gap
+	}
+	return nil
+}
+
+// Gap is a place in a log where lines are missing, or where it cannot be proven
+// that none are.
+type Gap struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// reason is a word for programs: "rotated" when the node may have removed lines
+	// before they were read, "spool_full" when they were dropped because the log
+	// server had not taken them in time, "truncated" when the log vanished before
+	// its end was read.
+	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	// message is for humans.
+	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
+	// from_time is the time of the last line before the gap. Absent at the beginning of a log.
+	FromTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from_time,json=fromTime,proto3" json:"from_time,omitempty"`
+	// to_time is the time of the first line behind it. Absent at the end of a log.
+	ToTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=to_time,json=toTime,proto3" json:"to_time,omitempty"`
+	// line_count is how many lines are missing, where that is known, else 0.
+	LineCount uint64 `protobuf:"varint,5,opt,name=line_count,json=lineCount,proto3" json:"line_count,omitempty"`
+	// byte_count is their total length, line ends not counted, where that is known, else 0.
+	ByteCount     uint64 `protobuf:"varint,6,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Gap) Reset() {
+	*x = Gap{}
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Gap) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Gap) ProtoMessage() {}
+
+func (x *Gap) ProtoReflect() protoreflect.Message {
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Gap.ProtoReflect.Descriptor instead.
+func (*Gap) Descriptor() ([]byte, []int) {
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Gap) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Gap) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Gap) GetFromTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FromTime
+	}
+	return nil
+}
+
+func (x *Gap) GetToTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ToTime
+	}
+	return nil
+}
+
+func (x *Gap) GetLineCount() uint64 {
+	if x != nil {
+		return x.LineCount
+	}
+	return 0
+}
+
+func (x *Gap) GetByteCount() uint64 {
+	if x != nil {
+		return x.ByteCount
+	}
+	return 0
+}
+
 // StreamLogsResponse is a message from the server.
 type StreamLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -717,7 +835,7 @@ type StreamLogsResponse struct {
 
 func (x *StreamLogsResponse) Reset() {
 	*x = StreamLogsResponse{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[7]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -729,7 +847,7 @@ func (x *StreamLogsResponse) String() string {
 func (*StreamLogsResponse) ProtoMessage() {}
 
 func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[7]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -742,7 +860,7 @@ func (x *StreamLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StreamLogsResponse) GetMessage() isStreamLogsResponse_Message {
@@ -821,7 +939,7 @@ type FinishWorkerRequest struct {
 
 func (x *FinishWorkerRequest) Reset() {
 	*x = FinishWorkerRequest{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[8]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +951,7 @@ func (x *FinishWorkerRequest) String() string {
 func (*FinishWorkerRequest) ProtoMessage() {}
 
 func (x *FinishWorkerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[8]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +964,7 @@ func (x *FinishWorkerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishWorkerRequest.ProtoReflect.Descriptor instead.
 func (*FinishWorkerRequest) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FinishWorkerRequest) GetWorkerUid() string {
@@ -903,7 +1021,7 @@ type ContainerEnd struct {
 
 func (x *ContainerEnd) Reset() {
 	*x = ContainerEnd{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[9]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1033,7 @@ func (x *ContainerEnd) String() string {
 func (*ContainerEnd) ProtoMessage() {}
 
 func (x *ContainerEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[9]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1046,7 @@ func (x *ContainerEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerEnd.ProtoReflect.Descriptor instead.
 func (*ContainerEnd) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{9}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ContainerEnd) GetContainer() string {
@@ -996,7 +1114,7 @@ type FinishWorkerResponse struct {
 
 func (x *FinishWorkerResponse) Reset() {
 	*x = FinishWorkerResponse{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1126,7 @@ func (x *FinishWorkerResponse) String() string {
 func (*FinishWorkerResponse) ProtoMessage() {}
 
 func (x *FinishWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1139,7 @@ func (x *FinishWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishWorkerResponse.ProtoReflect.Descriptor instead.
 func (*FinishWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{10}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{11}
 }
 
 // Open begins the stream of one container instance.
@@ -1041,7 +1159,7 @@ type StreamLogsRequest_Open struct {
 
 func (x *StreamLogsRequest_Open) Reset() {
 	*x = StreamLogsRequest_Open{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[12]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1171,7 @@ func (x *StreamLogsRequest_Open) String() string {
 func (*StreamLogsRequest_Open) ProtoMessage() {}
 
 func (x *StreamLogsRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[12]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,15 +1222,17 @@ type StreamLogsRequest_Complete struct {
 	LineCount uint64 `protobuf:"varint,1,opt,name=line_count,json=lineCount,proto3" json:"line_count,omitempty"`
 	// byte_count is the total length of the lines, line ends not counted.
 	ByteCount uint64 `protobuf:"varint,2,opt,name=byte_count,json=byteCount,proto3" json:"byte_count,omitempty"`
-	// checksum is the CRC-32C of all lines, each followed by one line feed.
-	Checksum      uint32 `protobuf:"fixed32,3,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// checksum is the CRC-64 of all lines, each followed by one line feed, as in Position.
+	Checksum []byte `protobuf:"bytes,4,opt,name=checksum,proto3" json:"checksum,omitempty"`
+	// gap_count is how many of the entries counted as lines are gaps.
+	GapCount      uint64 `protobuf:"varint,5,opt,name=gap_count,json=gapCount,proto3" json:"gap_count,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamLogsRequest_Complete) Reset() {
 	*x = StreamLogsRequest_Complete{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1124,7 +1244,7 @@ func (x *StreamLogsRequest_Complete) String() string {
 func (*StreamLogsRequest_Complete) ProtoMessage() {}
 
 func (x *StreamLogsRequest_Complete) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,9 +1274,16 @@ func (x *StreamLogsRequest_Complete) GetByteCount() uint64 {
 	return 0
 }
 
-func (x *StreamLogsRequest_Complete) GetChecksum() uint32 {
+func (x *StreamLogsRequest_Complete) GetChecksum() []byte {
 	if x != nil {
 		return x.Checksum
+	}
+	return nil
+}
+
+func (x *StreamLogsRequest_Complete) GetGapCount() uint64 {
+	if x != nil {
+		return x.GapCount
 	}
 	return 0
 }
@@ -1175,7 +1302,7 @@ type StreamLogsResponse_Opened struct {
 
 func (x *StreamLogsResponse_Opened) Reset() {
 	*x = StreamLogsResponse_Opened{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1314,7 @@ func (x *StreamLogsResponse_Opened) String() string {
 func (*StreamLogsResponse_Opened) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1327,7 @@ func (x *StreamLogsResponse_Opened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse_Opened.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse_Opened) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7, 0}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8, 0}
 }
 
 func (x *StreamLogsResponse_Opened) GetResume() *Position {
@@ -1238,7 +1365,7 @@ type StreamLogsResponse_Ack struct {
 
 func (x *StreamLogsResponse_Ack) Reset() {
 	*x = StreamLogsResponse_Ack{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1377,7 @@ func (x *StreamLogsResponse_Ack) String() string {
 func (*StreamLogsResponse_Ack) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1390,7 @@ func (x *StreamLogsResponse_Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse_Ack.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse_Ack) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7, 1}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8, 1}
 }
 
 func (x *StreamLogsResponse_Ack) GetVerdict() StreamLogsResponse_Verdict {
@@ -1315,7 +1442,7 @@ type StreamLogsResponse_Completed struct {
 
 func (x *StreamLogsResponse_Completed) Reset() {
 	*x = StreamLogsResponse_Completed{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1454,7 @@ func (x *StreamLogsResponse_Completed) String() string {
 func (*StreamLogsResponse_Completed) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1467,7 @@ func (x *StreamLogsResponse_Completed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamLogsResponse_Completed.ProtoReflect.Descriptor instead.
 func (*StreamLogsResponse_Completed) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{7, 2}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{8, 2}
 }
 
 func (x *StreamLogsResponse_Completed) GetMatches() bool {
@@ -1380,13 +1507,14 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"\x06limits\x18\x01 \x01(\v2\x1a.ottoscaler.logs.v1.LimitsR\x06limits\"W\n" +
 	"\x06Limits\x12&\n" +
 	"\x0fmax_batch_bytes\x18\x01 \x01(\rR\rmaxBatchBytes\x12%\n" +
-	"\x0ewindow_batches\x18\x02 \x01(\rR\rwindowBatches\"\xb0\x01\n" +
+	"\x0ewindow_batches\x18\x02 \x01(\rR\rwindowBatches\"\xd3\x01\n" +
 	"\bPosition\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12&\n" +
 	"\x0flines_in_second\x18\x03 \x01(\rR\rlinesInSecond\x12\x14\n" +
 	"\x05bytes\x18\x04 \x01(\x04R\x05bytes\x12\x1a\n" +
-	"\bchecksum\x18\x05 \x01(\aR\bchecksum\"\xc5\x03\n" +
+	"\bchecksum\x18\x06 \x01(\fR\bchecksum\x12\x1b\n" +
+	"\tgap_count\x18\a \x01(\x04R\bgapCountJ\x04\b\x05\x10\x06\"\xe9\x03\n" +
 	"\x11StreamLogsRequest\x12@\n" +
 	"\x04open\x18\x01 \x01(\v2*.ottoscaler.logs.v1.StreamLogsRequest.OpenH\x00R\x04open\x121\n" +
 	"\x05batch\x18\x02 \x01(\v2\x19.ottoscaler.logs.v1.BatchH\x00R\x05batch\x12L\n" +
@@ -1396,14 +1524,15 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"worker_uid\x18\x01 \x01(\tR\tworkerUid\x12\x1c\n" +
 	"\tcontainer\x18\x02 \x01(\tR\tcontainer\x12#\n" +
 	"\rrestart_count\x18\x03 \x01(\rR\frestartCount\x12\x12\n" +
-	"\x04init\x18\x04 \x01(\bR\x04init\x1ad\n" +
+	"\x04init\x18\x04 \x01(\bR\x04init\x1a\x87\x01\n" +
 	"\bComplete\x12\x1d\n" +
 	"\n" +
 	"line_count\x18\x01 \x01(\x04R\tlineCount\x12\x1d\n" +
 	"\n" +
 	"byte_count\x18\x02 \x01(\x04R\tbyteCount\x12\x1a\n" +
-	"\bchecksum\x18\x03 \x01(\aR\bchecksumB\t\n" +
-	"\amessage\"\x9c\x02\n" +
+	"\bchecksum\x18\x04 \x01(\fR\bchecksum\x12\x1b\n" +
+	"\tgap_count\x18\x05 \x01(\x04R\bgapCountJ\x04\b\x03\x10\x04B\t\n" +
+	"\amessage\"\xc7\x02\n" +
 	"\x05Batch\x12%\n" +
 	"\x0efirst_sequence\x18\x01 \x01(\x04R\rfirstSequence\x127\n" +
 	"\tbase_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bbaseTime\x12\x12\n" +
@@ -1412,7 +1541,17 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"\vtime_deltas\x18\x05 \x03(\rR\n" +
 	"timeDeltas\x124\n" +
 	"\astreams\x18\x06 \x03(\x0e2\x1a.ottoscaler.logs.v1.StreamR\astreams\x12.\n" +
-	"\x03end\x18\a \x01(\v2\x1c.ottoscaler.logs.v1.PositionR\x03end\"\xcf\x05\n" +
+	"\x03end\x18\a \x01(\v2\x1c.ottoscaler.logs.v1.PositionR\x03end\x12)\n" +
+	"\x03gap\x18\b \x01(\v2\x17.ottoscaler.logs.v1.GapR\x03gap\"\xe3\x01\n" +
+	"\x03Gap\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\x127\n" +
+	"\tfrom_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bfromTime\x123\n" +
+	"\ato_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x06toTime\x12\x1d\n" +
+	"\n" +
+	"line_count\x18\x05 \x01(\x04R\tlineCount\x12\x1d\n" +
+	"\n" +
+	"byte_count\x18\x06 \x01(\x04R\tbyteCount\"\xcf\x05\n" +
 	"\x12StreamLogsResponse\x12G\n" +
 	"\x06opened\x18\x01 \x01(\v2-.ottoscaler.logs.v1.StreamLogsResponse.OpenedH\x00R\x06opened\x12>\n" +
 	"\x03ack\x18\x02 \x01(\v2*.ottoscaler.logs.v1.StreamLogsResponse.AckH\x00R\x03ack\x12P\n" +
@@ -1480,7 +1619,7 @@ func file_ottoscaler_logs_v1_logs_proto_rawDescGZIP() []byte {
 }
 
 var file_ottoscaler_logs_v1_logs_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ottoscaler_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_ottoscaler_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_ottoscaler_logs_v1_logs_proto_goTypes = []any{
 	(Stream)(0),                          // 0: ottoscaler.logs.v1.Stream
 	(StreamLogsResponse_Verdict)(0),      // 1: ottoscaler.logs.v1.StreamLogsResponse.Verdict
@@ -1491,50 +1630,54 @@ var file_ottoscaler_logs_v1_logs_proto_goTypes = []any{
 	(*Position)(nil),                     // 6: ottoscaler.logs.v1.Position
 	(*StreamLogsRequest)(nil),            // 7: ottoscaler.logs.v1.StreamLogsRequest
 	(*Batch)(nil),                        // 8: ottoscaler.logs.v1.Batch
-	(*StreamLogsResponse)(nil),           // 9: ottoscaler.logs.v1.StreamLogsResponse
-	(*FinishWorkerRequest)(nil),          // 10: ottoscaler.logs.v1.FinishWorkerRequest
-	(*ContainerEnd)(nil),                 // 11: ottoscaler.logs.v1.ContainerEnd
-	(*FinishWorkerResponse)(nil),         // 12: ottoscaler.logs.v1.FinishWorkerResponse
-	nil,                                  // 13: ottoscaler.logs.v1.Worker.MetadataEntry
-	(*StreamLogsRequest_Open)(nil),       // 14: ottoscaler.logs.v1.StreamLogsRequest.Open
-	(*StreamLogsRequest_Complete)(nil),   // 15: ottoscaler.logs.v1.StreamLogsRequest.Complete
-	(*StreamLogsResponse_Opened)(nil),    // 16: ottoscaler.logs.v1.StreamLogsResponse.Opened
-	(*StreamLogsResponse_Ack)(nil),       // 17: ottoscaler.logs.v1.StreamLogsResponse.Ack
-	(*StreamLogsResponse_Completed)(nil), // 18: ottoscaler.logs.v1.StreamLogsResponse.Completed
-	(*timestamppb.Timestamp)(nil),        // 19: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 20: google.protobuf.Duration
+	(*Gap)(nil),                          // 9: ottoscaler.logs.v1.Gap
+	(*StreamLogsResponse)(nil),           // 10: ottoscaler.logs.v1.StreamLogsResponse
+	(*FinishWorkerRequest)(nil),          // 11: ottoscaler.logs.v1.FinishWorkerRequest
+	(*ContainerEnd)(nil),                 // 12: ottoscaler.logs.v1.ContainerEnd
+	(*FinishWorkerResponse)(nil),         // 13: ottoscaler.logs.v1.FinishWorkerResponse
+	nil,                                  // 14: ottoscaler.logs.v1.Worker.MetadataEntry
+	(*StreamLogsRequest_Open)(nil),       // 15: ottoscaler.logs.v1.StreamLogsRequest.Open
+	(*StreamLogsRequest_Complete)(nil),   // 16: ottoscaler.logs.v1.StreamLogsRequest.Complete
+	(*StreamLogsResponse_Opened)(nil),    // 17: ottoscaler.logs.v1.StreamLogsResponse.Opened
+	(*StreamLogsResponse_Ack)(nil),       // 18: ottoscaler.logs.v1.StreamLogsResponse.Ack
+	(*StreamLogsResponse_Completed)(nil), // 19: ottoscaler.logs.v1.StreamLogsResponse.Completed
+	(*timestamppb.Timestamp)(nil),        // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 21: google.protobuf.Duration
 }
 var file_ottoscaler_logs_v1_logs_proto_depIdxs = []int32{
-	13, // 0: ottoscaler.logs.v1.Worker.metadata:type_name -> ottoscaler.logs.v1.Worker.MetadataEntry
+	14, // 0: ottoscaler.logs.v1.Worker.metadata:type_name -> ottoscaler.logs.v1.Worker.MetadataEntry
 	2,  // 1: ottoscaler.logs.v1.RegisterWorkerRequest.worker:type_name -> ottoscaler.logs.v1.Worker
 	5,  // 2: ottoscaler.logs.v1.RegisterWorkerResponse.limits:type_name -> ottoscaler.logs.v1.Limits
-	19, // 3: ottoscaler.logs.v1.Position.time:type_name -> google.protobuf.Timestamp
-	14, // 4: ottoscaler.logs.v1.StreamLogsRequest.open:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Open
+	20, // 3: ottoscaler.logs.v1.Position.time:type_name -> google.protobuf.Timestamp
+	15, // 4: ottoscaler.logs.v1.StreamLogsRequest.open:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Open
 	8,  // 5: ottoscaler.logs.v1.StreamLogsRequest.batch:type_name -> ottoscaler.logs.v1.Batch
-	15, // 6: ottoscaler.logs.v1.StreamLogsRequest.complete:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Complete
-	19, // 7: ottoscaler.logs.v1.Batch.base_time:type_name -> google.protobuf.Timestamp
+	16, // 6: ottoscaler.logs.v1.StreamLogsRequest.complete:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Complete
+	20, // 7: ottoscaler.logs.v1.Batch.base_time:type_name -> google.protobuf.Timestamp
 	0,  // 8: ottoscaler.logs.v1.Batch.streams:type_name -> ottoscaler.logs.v1.Stream
 	6,  // 9: ottoscaler.logs.v1.Batch.end:type_name -> ottoscaler.logs.v1.Position
-	16, // 10: ottoscaler.logs.v1.StreamLogsResponse.opened:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Opened
-	17, // 11: ottoscaler.logs.v1.StreamLogsResponse.ack:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Ack
-	18, // 12: ottoscaler.logs.v1.StreamLogsResponse.completed:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Completed
-	11, // 13: ottoscaler.logs.v1.FinishWorkerRequest.containers:type_name -> ottoscaler.logs.v1.ContainerEnd
-	19, // 14: ottoscaler.logs.v1.ContainerEnd.started_time:type_name -> google.protobuf.Timestamp
-	19, // 15: ottoscaler.logs.v1.ContainerEnd.finished_time:type_name -> google.protobuf.Timestamp
-	6,  // 16: ottoscaler.logs.v1.StreamLogsResponse.Opened.resume:type_name -> ottoscaler.logs.v1.Position
-	1,  // 17: ottoscaler.logs.v1.StreamLogsResponse.Ack.verdict:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Verdict
-	20, // 18: ottoscaler.logs.v1.StreamLogsResponse.Ack.retry_after:type_name -> google.protobuf.Duration
-	3,  // 19: ottoscaler.logs.v1.LogService.RegisterWorker:input_type -> ottoscaler.logs.v1.RegisterWorkerRequest
-	7,  // 20: ottoscaler.logs.v1.LogService.StreamLogs:input_type -> ottoscaler.logs.v1.StreamLogsRequest
-	10, // 21: ottoscaler.logs.v1.LogService.FinishWorker:input_type -> ottoscaler.logs.v1.FinishWorkerRequest
-	4,  // 22: ottoscaler.logs.v1.LogService.RegisterWorker:output_type -> ottoscaler.logs.v1.RegisterWorkerResponse
-	9,  // 23: ottoscaler.logs.v1.LogService.StreamLogs:output_type -> ottoscaler.logs.v1.StreamLogsResponse
-	12, // 24: ottoscaler.logs.v1.LogService.FinishWorker:output_type -> ottoscaler.logs.v1.FinishWorkerResponse
-	22, // [22:25] is the sub-list for method output_type
-	19, // [19:22] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	9,  // 10: ottoscaler.logs.v1.Batch.gap:type_name -> ottoscaler.logs.v1.Gap
+	20, // 11: ottoscaler.logs.v1.Gap.from_time:type_name -> google.protobuf.Timestamp
+	20, // 12: ottoscaler.logs.v1.Gap.to_time:type_name -> google.protobuf.Timestamp
+	17, // 13: ottoscaler.logs.v1.StreamLogsResponse.opened:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Opened
+	18, // 14: ottoscaler.logs.v1.StreamLogsResponse.ack:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Ack
+	19, // 15: ottoscaler.logs.v1.StreamLogsResponse.completed:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Completed
+	12, // 16: ottoscaler.logs.v1.FinishWorkerRequest.containers:type_name -> ottoscaler.logs.v1.ContainerEnd
+	20, // 17: ottoscaler.logs.v1.ContainerEnd.started_time:type_name -> google.protobuf.Timestamp
+	20, // 18: ottoscaler.logs.v1.ContainerEnd.finished_time:type_name -> google.protobuf.Timestamp
+	6,  // 19: ottoscaler.logs.v1.StreamLogsResponse.Opened.resume:type_name -> ottoscaler.logs.v1.Position
+	1,  // 20: ottoscaler.logs.v1.StreamLogsResponse.Ack.verdict:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Verdict
+	21, // 21: ottoscaler.logs.v1.StreamLogsResponse.Ack.retry_after:type_name -> google.protobuf.Duration
+	3,  // 22: ottoscaler.logs.v1.LogService.RegisterWorker:input_type -> ottoscaler.logs.v1.RegisterWorkerRequest
+	7,  // 23: ottoscaler.logs.v1.LogService.StreamLogs:input_type -> ottoscaler.logs.v1.StreamLogsRequest
+	11, // 24: ottoscaler.logs.v1.LogService.FinishWorker:input_type -> ottoscaler.logs.v1.FinishWorkerRequest
+	4,  // 25: ottoscaler.logs.v1.LogService.RegisterWorker:output_type -> ottoscaler.logs.v1.RegisterWorkerResponse
+	10, // 26: ottoscaler.logs.v1.LogService.StreamLogs:output_type -> ottoscaler.logs.v1.StreamLogsResponse
+	13, // 27: ottoscaler.logs.v1.LogService.FinishWorker:output_type -> ottoscaler.logs.v1.FinishWorkerResponse
+	25, // [25:28] is the sub-list for method output_type
+	22, // [22:25] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_logs_v1_logs_proto_init() }
@@ -1547,19 +1690,19 @@ func file_ottoscaler_logs_v1_logs_proto_init() {
 		(*StreamLogsRequest_Batch)(nil),
 		(*StreamLogsRequest_Complete_)(nil),
 	}
-	file_ottoscaler_logs_v1_logs_proto_msgTypes[7].OneofWrappers = []any{
+	file_ottoscaler_logs_v1_logs_proto_msgTypes[8].OneofWrappers = []any{
 		(*StreamLogsResponse_Opened_)(nil),
 		(*StreamLogsResponse_Ack_)(nil),
 		(*StreamLogsResponse_Completed_)(nil),
 	}
-	file_ottoscaler_logs_v1_logs_proto_msgTypes[9].OneofWrappers = []any{}
+	file_ottoscaler_logs_v1_logs_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ottoscaler_logs_v1_logs_proto_rawDesc), len(file_ottoscaler_logs_v1_logs_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   17,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

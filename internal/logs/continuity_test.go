@@ -1,0 +1,128 @@
+package logs
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestOnlyAReadThatIsBehindCanJumpOverAFile(t *testing.T) {
+	opened := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	after := func(seconds float64) time.Time { return opened.Add(time.Duration(seconds * float64(time.Second))) }
+	for _, row := range []struct {
+		what          string
+		first, second float64 // when the lines were printed, in seconds after the read was opened
+		came          float64 // when the first one was read
+		want          bool
+	}{
+		{"one line after the other", 20, 20.1, 40, false},
+		{"a worker that was silent, and a read that waited", 20, 60, 20.1, false},
+		{"a read that is behind, and no silence", 20, 25, 40, false},
+		{"a read that is behind, over a silence as long as a rotation", 20, 31, 40, true},
+		{"a silence before the read was opened", -60, -10, 0.1, false},
+		{"a silence that began before the read was opened and was caught up with at once", -60, 5, 0.1, false},
+		{"a silence that began before the read was opened", -60, 20, 30, true},
+	} {
+		c := continuity{in: &arrivalReader{at: after(row.came)}, opened: opened}
+		w := newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
+		w.resume(Cursor{})
+		if c.jumped(after(row.first).UnixNano(), w) {
+			t.Errorf("%s: the first line is no jump", row.what)
+		}
+		if got := c.jumped(after(row.second).UnixNano(), w); got != row.want {
+			t.Errorf("%s: got %t, want %t", row.what, got, row.want)
+		}
+	}
+}
+
+func TestLinesThatWereTakenTogetherAreNoJump(t *testing.T) {
+	opened := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	stamp := func(seconds int) int64 { return opened.Add(time.Duration(seconds) * time.Second).UnixNano() }
+	w := newWindow(windowLimits{lines: 500, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
+	w.resume(Cursor{})
+	c := continuity{in: &arrivalReader{at: opened.Add(time.Minute)}, opened: opened}
+	c.jumped(stamp(20), w)
+	for second := 20; second <= 28; second++ { // of which jumped sees the first
+		if err := w.add(t.Context(), w.generation, nil, stamp(second), []byte("x\n"), 0, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c.jumped(stamp(30), w) {
+		t.Error("2 s after the line before it: got a jump")
+	}
+}
+
+func TestABeginningThatWasNotSeenIsDoubtful(t *testing.T) {
+	began := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	after := func(seconds float64) time.Time { return began.Add(time.Duration(seconds * float64(time.Second))) }
+	const none = -1
+	for _, row := range []struct {
+		what           string
+		opened         float64
+		line           float64 // when the first one was printed, or none
+		lasted         float64 // how long the container ran, or none if it runs
+		silentFrom, to float64 // an earlier read without a line, or none
+		unknown        bool    // the cluster does not tell when it began
+		want           bool
+	}{
+		{"read at once", 0.3, 30, none, none, none, false, false},
+		{"read at once, nothing printed", 0.3, none, 60, none, none, false, false},
+		{"read late, and the first line is as old as the container", 30, 0.2, none, none, none, false, false},
+		{"read late, and the first line is not", 30, 12, none, none, none, false, true},
+		{"read late, and there is none", 30, none, 20, none, none, false, true},
+		{"read late, and there is none of a container that was there for a moment", 30, none, 1, none, none, false, false},
+		{"read again at once after a read without a line", 41, 50, none, 0.3, 40, false, false},
+		{"read again late after a read without a line", 50, 60, none, 0.3, 40, false, true},
+		{"read late again and again", 50, 60, none, 30, 49.9, false, true},
+		{"the cluster does not tell", 30, 12, none, none, none, true, false},
+	} {
+		var b beginning
+		state := State{Began: began, Ended: row.lasted != none}
+		if row.unknown {
+			state.Began = time.Time{}
+		}
+		if row.lasted != none {
+			state.Finished = after(row.lasted)
+		}
+		var stamp int64
+		if row.line != none {
+			stamp = after(row.line).UnixNano()
+		}
+		if row.silentFrom != none {
+			b.doubt(state, after(row.silentFrom), stamp) // as each read asks
+			b.silent(after(row.silentFrom), after(row.to))
+		}
+		if why, got := b.doubt(state, after(row.opened), stamp); got != row.want || got != strings.Contains(why, "late") {
+			t.Errorf("%s: got %t, %q, want %t", row.what, got, why, row.want)
+		}
+	}
+}
+
+func TestBeginningThatANodeMayHavePutAwayLeavesAGap(t *testing.T) {
+	r := newTestRig(t)
+	now := time.Now()
+	r.state.Began = now.Add(-time.Minute)
+	want := append([]string{""}, r.print(now.Add(-30*time.Second), now)...)
+	r.start(t.Context())
+	r.await(3)
+	r.end()
+	if err := r.finish(); err != nil {
+		t.Errorf("following: %v", err)
+	}
+	if got := r.check(want).Gaps; len(got) != 1 || got[0].Sequence != 1 || got[0].GetReason() != reasonRotated || got[0].GetFromTime() != nil {
+		t.Errorf("gaps are %v, want one before the first line", got)
+	}
+	r.wantCount(r.metrics.gaps.WithLabelValues(reasonRotated), "gaps", 1)
+}
+
+func TestEmptyLogThatWasReadTooLateLeavesAGap(t *testing.T) {
+	r := newTestRig(t)
+	r.state.Began = time.Now().Add(-time.Minute)
+	r.start(t.Context())
+	r.end()
+	if err := r.finish(); err != nil {
+		t.Errorf("following: %v", err)
+	}
+	r.check([]string{""})
+	r.wantCount(r.metrics.gaps.WithLabelValues(reasonRotated), "gaps", 1)
+}
