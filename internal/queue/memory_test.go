@@ -366,6 +366,10 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 		}
 	}
 	delete(got, "ottoscaler_queue_oldest_item_age_seconds")
+	if len(problems) == 0 && got["ottoscaler_queue_oldest_lease_age_seconds"] != 0 {
+		t.Error("it has the age of a lease that has ended")
+	}
+	delete(got, "ottoscaler_queue_oldest_lease_age_seconds")
 	want := map[string]float64{
 		"ottoscaler_queue_connections/producer":    1,
 		"ottoscaler_queue_connections/subscriber":  1,
@@ -376,6 +380,7 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 		"ottoscaler_queue_items/unsettled":         2,
 		"ottoscaler_queue_leases_lost_total":       0,
 		"ottoscaler_queue_leases_total":            3,
+		"ottoscaler_queue_redeliveries_total":      0,
 		"ottoscaler_queue_offers_total":            4,
 		"ottoscaler_queue_settled_total":           0,
 		"ottoscaler_queue_verdicts_total/done":     1,

@@ -39,11 +39,12 @@ const (
 type world struct {
 	t      testing.TB
 	server *redis.Server
-	user   string // whom members log in as
-	db     int    // number of the database
+	user   string         // whom members log in as
+	where  *stream.Server // what members connect to, instead of server
+	db     int            // number of the database
 	// beforeSettle, if set, runs before members take an event out of their queue.
 	beforeSettle func(id string)
-	rdb          *goredis.Client
+	rdb          goredis.UniversalClient
 }
 
 func newWorld(t testing.TB, opts redis.Options) *world {
@@ -56,9 +57,7 @@ func newWorld(t testing.TB, opts redis.Options) *world {
 
 // use has all that follows happen in another database.
 func (w *world) use(db int) {
-	opts := *w.rdb.Options()
-	opts.DB = db
-	w.db, w.rdb = db, goredis.NewClient(&opts)
+	w.db, w.rdb = db, goredis.NewClient(&goredis.Options{Addr: w.server.Addr, Password: w.server.Password, DB: db})
 	rdb := w.rdb
 	w.t.Cleanup(func() { _ = rdb.Close() }) // the server ends anyway
 }
@@ -108,12 +107,12 @@ func (w *world) read(key string) []map[string]string {
 	return all
 }
 
-// resultsOf returns the results of one event.
+// resultsOf returns the final results of one event.
 func (w *world) resultsOf(id string) []scaleevent.Result {
 	w.t.Helper()
 	var of []scaleevent.Result
 	for _, fields := range w.read(results) {
-		if r := scaleevent.ParseResult(fields); r.EventID == id {
+		if r := scaleevent.ParseResult(fields); r.EventID == id && r.Final() {
 			of = append(of, r)
 		}
 	}
@@ -160,7 +159,7 @@ type member struct {
 	queue *queue.Memory[scaleevent.Event]
 	reg   *prometheus.Registry
 	log   *lines
-	rdb   *goredis.Client
+	rdb   goredis.UniversalClient
 	stop  func() // told to stop; returns when it has
 
 	mu     sync.Mutex
@@ -190,16 +189,18 @@ func (w *world) join(name string, configs ...config) *member {
 		c(&cfg)
 	}
 	m := &member{t: w.t, reg: prometheus.NewRegistry(), log: &lines{}, health: errStarting}
-	server := stream.Server{Host: w.server.Host, Port: w.server.Port, Username: w.user, Password: w.server.Password, DB: w.db}
+	server := stream.Server{Addrs: []string{w.server.Addr}, Username: w.user, Password: w.server.Password, DB: w.db}
+	if w.where != nil {
+		server = *w.where
+	}
 	m.rdb = stream.NewClient(server, name)
-	reads := stream.NewClient(server, name)
-	w.t.Cleanup(func() { _, _ = m.rdb.Close(), reads.Close() }) // nothing is left to write
-	m.queue = queue.NewMemory[scaleevent.Event](queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
+	w.t.Cleanup(func() { _ = m.rdb.Close() }) // nothing is left to write
+	m.queue = queue.NewMemory[scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter), queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
 	var q stream.Queue = m.queue
 	if w.beforeSettle != nil {
 		q = &watchedQueue{Queue: q, beforeSettle: w.beforeSettle}
 	}
-	m.Consumer = stream.New(cfg, m.rdb, reads, q, func(err error) {
+	m.Consumer = stream.New(cfg, m.rdb, func() goredis.UniversalClient { return stream.NewClient(server, name) }, q, func(err error) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.health = err

@@ -41,6 +41,8 @@ const (
 	FieldDeadReason  = "dead_reason"
 	FieldDeadMessage = "dead_message"
 	FieldDeadTime    = "dead_time"
+	// FieldDeadAttempts is how often the event was tried.
+	FieldDeadAttempts = "dead_attempts"
 )
 
 // Limits of the contract. An event beyond one of them is rejected.
@@ -89,7 +91,7 @@ var contractFields = map[string]bool{
 	FieldRepository: true, FieldCommitSHA: true, FieldTriggeredBy: true, FieldReason: true, FieldTimestamp: true,
 	FieldImage: true, FieldCommand: true, FieldCPU: true, FieldMemory: true, FieldTraceparent: true,
 	AliasJobID: true, AliasTargetDeployment: true, AliasCount: true,
-	FieldDeadEventID: true, FieldDeadReason: true, FieldDeadMessage: true, FieldDeadTime: true,
+	FieldDeadEventID: true, FieldDeadReason: true, FieldDeadMessage: true, FieldDeadTime: true, FieldDeadAttempts: true,
 }
 
 // reservedEnv are the variables that the scaler sets in every worker. With them go
