@@ -24,5 +24,8 @@ func (c *Consumer) SetVanished(d time.Duration) {
 // It is called before Run.
 func (c *Consumer) SetForget(d time.Duration) { c.pace.forget, c.pace.look, c.pace.idle = d, d, d }
 
+// SetBlock has reads block for d. It is called before Run.
+func (c *Consumer) SetBlock(d time.Duration) { c.pace.block = d }
+
 // MaxInFlight is how many events a consumer holds at most.
 const MaxInFlight = maxInFlight

@@ -45,6 +45,16 @@ type world struct {
 	// beforeSettle, if set, runs before members take an event out of their queue.
 	beforeSettle func(id string)
 	rdb          goredis.UniversalClient
+
+	events, results, dead string // keys, if they are not the usual ones
+}
+
+// key returns one that was set, or the usual one.
+func key(set, usual string) string {
+	if set != "" {
+		return set
+	}
+	return usual
 }
 
 func newWorld(t testing.TB, opts redis.Options) *world {
@@ -78,7 +88,7 @@ func (w *world) consumers() []string {
 
 func (w *world) send(pairs ...string) string {
 	w.t.Helper()
-	id, err := w.rdb.XAdd(w.t.Context(), &goredis.XAddArgs{Stream: events, Values: pairs}).Result()
+	id, err := w.rdb.XAdd(w.t.Context(), &goredis.XAddArgs{Stream: key(w.events, events), Values: pairs}).Result()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -111,7 +121,7 @@ func (w *world) read(key string) []map[string]string {
 func (w *world) resultsOf(id string) []scaleevent.Result {
 	w.t.Helper()
 	var of []scaleevent.Result
-	for _, fields := range w.read(results) {
+	for _, fields := range w.read(key(w.results, results)) {
 		if r := scaleevent.ParseResult(fields); r.EventID == id && r.Final() {
 			of = append(of, r)
 		}
@@ -119,10 +129,22 @@ func (w *world) resultsOf(id string) []scaleevent.Result {
 	return of
 }
 
+// settled returns how many events have a final result.
+func (w *world) settled() int {
+	w.t.Helper()
+	ids := map[string]bool{}
+	for _, fields := range w.read(key(w.results, results)) {
+		if r := scaleevent.ParseResult(fields); r.Final() {
+			ids[r.EventID] = true
+		}
+	}
+	return len(ids)
+}
+
 // pending returns the IDs in the PEL, by consumer.
 func (w *world) pending() map[string][]string {
 	w.t.Helper()
-	entries, err := w.rdb.XPendingExt(w.t.Context(), &goredis.XPendingExtArgs{Stream: events, Group: group, Start: "-", End: "+", Count: 10000}).Result()
+	entries, err := w.rdb.XPendingExt(w.t.Context(), &goredis.XPendingExtArgs{Stream: key(w.events, events), Group: group, Start: "-", End: "+", Count: 10000}).Result()
 	if err != nil && !goredis.HasErrorPrefix(err, "NOGROUP") {
 		w.t.Fatal(err)
 	}
@@ -176,13 +198,15 @@ func drainTimeout(d time.Duration) config {
 	return func(c *stream.Config) { c.DrainTimeout = d }
 }
 
+var queueFinish = queue.Finish("finished", nil)
+
 var errStarting = errors.New("starting")
 
 // join makes a member; run has it work.
 func (w *world) join(name string, configs ...config) *member {
 	w.t.Helper()
 	cfg := stream.Config{
-		Stream: events, Results: results, Dead: dead, Group: group, Consumer: name,
+		Stream: key(w.events, events), Results: key(w.results, results), Dead: key(w.dead, dead), Group: group, Consumer: name,
 		ReclaimAfter: time.Minute, MaxEventBytes: scaleevent.DefaultMaxEventBytes, ResultsMaxLen: 10000,
 	}
 	for _, c := range configs {

@@ -120,7 +120,7 @@ func (c *Consumer) mayBlock(ctx context.Context) func() bool {
 func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleevent.Event], count int) error {
 	streams, err := c.reads.read(ctx, &redis.XReadGroupArgs{
 		Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, ">"},
-		Count: int64(count), Block: block,
+		Count: int64(count), Block: c.pace.block,
 	}, c.mayBlock(ctx))
 	if ctx.Err() != nil {
 		return ctx.Err() // what was read stays in the PEL

@@ -149,7 +149,7 @@ func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
 	var ids []string
 	dead, results := map[*settlement]*redis.StringCmd{}, map[*settlement]*redis.StringCmd{}
 	var ack *redis.IntCmd
-	_, err := c.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+	cmds, err := c.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		for _, s := range batch {
 			if !s.buried && s.result.Status == scaleevent.StatusRejected {
 				dead[s] = tx.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Dead, Values: flat(deadLetter(s.result, s.fields))})
@@ -178,7 +178,20 @@ func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
 	for _, s := range batch {
 		s.acked = s.acked || carriedOut && ack != nil && ack.Err() == nil
 	}
-	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
+	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), cause(cmds, err))
+}
+
+// cause returns why a transaction was discarded: Redis only says that it was.
+func cause(cmds []redis.Cmder, err error) error {
+	if !redis.HasErrorPrefix(err, "EXECABORT") {
+		return err
+	}
+	for _, cmd := range cmds {
+		if why := cmd.Err(); why != nil && !redis.HasErrorPrefix(why, "EXECABORT") {
+			return why
+		}
+	}
+	return err
 }
 
 func (c *Consumer) addResult(ctx context.Context, to redis.Cmdable, result scaleevent.Result) *redis.StringCmd {

@@ -124,6 +124,7 @@ const maxInFlight = 4096
 
 // pace is how often things are done. It follows from [Config.ReclaimAfter].
 type pace struct {
+	block    time.Duration // a read for new entries
 	watch    time.Duration // between two looks whether the queue has a subscriber
 	look     time.Duration // between two looks at the group
 	idle     time.Duration // between two looks at it when there is nothing to be seen
@@ -140,6 +141,7 @@ type pace struct {
 func paceFor(reclaimAfter time.Duration) pace {
 	vanished := min(10*time.Second, reclaimAfter)
 	return pace{
+		block:    block,
 		watch:    100 * time.Millisecond,
 		look:     vanished / 2,
 		idle:     2 * vanished,
