@@ -71,6 +71,10 @@ type Config struct {
 	ReclaimAfter time.Duration `split_words:"true" default:"1m" desc:"how long an entry may be neglected before it is looked after; what other consumers have is taken over at once when a scaler subscribes"`
 	// PoisonAfter bounds how much harm an event does that whoever takes it dies of.
 	PoisonAfter int `split_words:"true" default:"10" desc:"how many deliveries in a row may end with a crash before the event is a dead letter; 0: any number"`
+	// EventsMaxAge and EventsMaxLen are 0 by default because the stream belongs to its
+	// producers. What a group has not acknowledged is never removed.
+	EventsMaxAge time.Duration `split_words:"true" default:"0s" desc:"how long acknowledged entries of the events stream are kept; 0: without end"`
+	EventsMaxLen int64         `split_words:"true" default:"0" desc:"how many entries of the events stream are kept, if the others are acknowledged; 0: any number"`
 	// MaxEventBytes bounds the memory that one event takes, here and in the scaler.
 	MaxEventBytes int `split_words:"true" default:"262144" desc:"size of an entry beyond which it is rejected"`
 	// ResultsMaxLen bounds the results stream. A producer that looks for a result
@@ -113,6 +117,8 @@ func (c Config) Validate() error {
 		"REDIS_DEAD_STREAM: %q must be a key of its own", c.RedisDeadStream)
 	check(c.ReclaimAfter >= minReclaimAfter, "RECLAIM_AFTER: %s is less than %s", c.ReclaimAfter, minReclaimAfter)
 	check(c.PoisonAfter >= 0, "POISON_AFTER: %d is negative", c.PoisonAfter)
+	check(c.EventsMaxAge >= 0, "EVENTS_MAX_AGE: %s is negative", c.EventsMaxAge)
+	check(c.EventsMaxLen >= 0, "EVENTS_MAX_LEN: %d is negative", c.EventsMaxLen)
 	check(c.MaxEventBytes >= minMaxEventBytes && c.MaxEventBytes <= maxMaxEventBytes,
 		"MAX_EVENT_BYTES: %d is not from %d to %d", c.MaxEventBytes, minMaxEventBytes, maxMaxEventBytes)
 	check(c.ResultsMaxLen >= 1, "RESULTS_MAX_LEN: %d is less than 1", c.ResultsMaxLen)

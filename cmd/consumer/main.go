@@ -57,7 +57,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Stream: cfg.RedisStream, Results: cfg.RedisResultsStream, Dead: cfg.RedisDeadStream,
 		Group: cfg.RedisConsumerGroup, Consumer: cfg.RedisConsumer,
 		Owner:        stream.Owner{User: cfg.InstanceUser, Instance: cfg.InstanceID, Namespace: cfg.Namespace},
-		ReclaimAfter: cfg.ReclaimAfter, PoisonAfter: cfg.PoisonAfter, MaxEventBytes: cfg.MaxEventBytes,
+		ReclaimAfter: cfg.ReclaimAfter, PoisonAfter: cfg.PoisonAfter, Retention: stream.Retention{Age: cfg.EventsMaxAge, Length: cfg.EventsMaxLen}, MaxEventBytes: cfg.MaxEventBytes,
 		ResultsMaxLen: cfg.ResultsMaxLen, DrainTimeout: cfg.DrainTimeout,
 	}, rdb, func() redis.UniversalClient { return stream.NewClient(server, "ottoscaler-reader") }, events, func(err error) { health.Report("redis", err) }, reg, log)
 

@@ -49,6 +49,8 @@ func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
 		"RECLAIM_AFTER":        func(c *Config) { c.ReclaimAfter = time.Millisecond },
 		"MAX_EVENT_BYTES":      func(c *Config) { c.MaxEventBytes = 10 << 20 },
 		"RESULTS_MAX_LEN":      func(c *Config) { c.ResultsMaxLen = 0 },
+		"EVENTS_MAX_AGE":       func(c *Config) { c.EventsMaxAge = -1 },
+		"EVENTS_MAX_LEN":       func(c *Config) { c.EventsMaxLen = -1 },
 		"POISON_AFTER":         func(c *Config) { c.PoisonAfter = -1 },
 		"DRAIN_TIMEOUT":        func(c *Config) { c.DrainTimeout = -1 },
 		"HEALTH_ADDR":          func(c *Config) { c.HealthAddr = "8081" },

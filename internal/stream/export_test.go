@@ -24,6 +24,9 @@ func (c *Consumer) SetVanished(d time.Duration) {
 // It is called before Run.
 func (c *Consumer) SetForget(d time.Duration) { c.pace.forget, c.pace.look, c.pace.idle = d, d, d }
 
+// SetTrim has the stream trimmed every d. It is called before Run.
+func (c *Consumer) SetTrim(d time.Duration) { c.pace.trim, c.pace.look, c.pace.idle = d, d, d }
+
 // SetBlock has reads block for d. It is called before Run.
 func (c *Consumer) SetBlock(d time.Duration) { c.pace.block = d }
 

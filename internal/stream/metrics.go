@@ -10,10 +10,10 @@ import (
 )
 
 type metrics struct {
-	read, redelivered, reclaimed, faults prometheus.Counter
-	rejected, settled                    *prometheus.CounterVec
-	duration, latency                    prometheus.Histogram
-	up, backlog, pending, oldest, paused prometheus.Gauge
+	read, redelivered, reclaimed, faults, trimmed prometheus.Counter
+	rejected, settled                             *prometheus.CounterVec
+	duration, latency                             prometheus.Histogram
+	up, backlog, pending, oldest, paused          prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -30,6 +30,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		read:        counter("entries_read_total", "Entries that were read for the first time."),
 		redelivered: counter("entries_redelivered_total", "Entries that were read again, because their outcome had not been stored."),
 		reclaimed:   counter("entries_reclaimed_total", "Entries that were taken over from another consumer, or from an abandoned read."),
+		trimmed:     counter("entries_trimmed_total", "Entries that were removed from the stream because of its retention."),
 		faults:      counter("faults_total", "Failed attempts to do something with Redis."),
 		rejected:    vector("events_rejected_total", "Events that were rejected, by reason.", "reason"),
 		settled:     vector("events_settled_total", "Events whose outcome was stored, by status.", "status"),
@@ -47,7 +48,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		oldest:  gauge("oldest_unacknowledged_seconds", "Age of the oldest entry that is not acknowledged, read or not, since it was added; 0 if there is none."),
 		paused:  gauge("paused", "1 while the group is paused."),
 	}
-	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.faults, m.rejected, m.settled, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
+	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.trimmed, m.faults, m.rejected, m.settled, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
 	return m
 }
 

@@ -54,6 +54,8 @@ type Config struct {
 	// PoisonAfter is how often an event is delivered in vain, each time ended by a
 	// crash, before it becomes a dead letter. Zero means without end.
 	PoisonAfter int
+	// Retention is how much of Stream is kept.
+	Retention Retention
 	// MaxEventBytes is the size beyond which an entry is rejected unread.
 	MaxEventBytes int
 	// ResultsMaxLen is how many results are kept, roughly.
@@ -107,6 +109,8 @@ type Consumer struct {
 	// own is where the reader goes on in our own pending entries: empty when it has
 	// read them all. Only the reader uses it.
 	own string
+	// noAcked says that this Redis cannot trim by acknowledgement. Only the keeper uses it.
+	noAcked bool
 }
 
 // A flight is an event between its acceptance and its stored outcome.
@@ -127,6 +131,7 @@ type pace struct {
 	block    time.Duration // a read for new entries
 	watch    time.Duration // between two looks whether the queue has a subscriber
 	look     time.Duration // between two looks at the group
+	trim     time.Duration // between two times that the stream is trimmed
 	idle     time.Duration // between two looks at it when there is nothing to be seen
 	beat     time.Duration // between two signs of life, while something is in flight
 	standby  time.Duration // without a subscriber, until we let go of what we hold
@@ -144,6 +149,7 @@ func paceFor(reclaimAfter time.Duration) pace {
 		block:    block,
 		watch:    100 * time.Millisecond,
 		look:     vanished / 2,
+		trim:     time.Minute,
 		idle:     2 * vanished,
 		beat:     vanished / 5,
 		standby:  vanished / 2,

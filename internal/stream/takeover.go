@@ -51,8 +51,8 @@ func (c *Consumer) runKeeper(ctx context.Context) error {
 
 type keeper struct {
 	*Consumer
-	looked, swept, forgot time.Time
-	quiet                 bool // there was nothing to be seen at the last look
+	looked, swept, forgot, trimmed time.Time
+	quiet                          bool // there was nothing to be seen at the last look
 }
 
 func (k *keeper) look(ctx context.Context) error {
@@ -69,6 +69,12 @@ func (k *keeper) look(ctx context.Context) error {
 	stats, err := k.queue.Stats(ctx)
 	if err != nil || stats.Subscribers == 0 {
 		return nil //nolint:nilerr // the queue has ended, which others report
+	}
+	if k.cfg.Retention != (Retention{}) && time.Since(k.trimmed) >= k.pace.trim {
+		k.trimmed = time.Now()
+		if err := k.trim(ctx); err != nil {
+			return err
+		}
 	}
 	due := time.Since(k.swept) >= k.pace.reclaim
 	if group.Pending > 0 && (group.Pending > int64(flying) || due) {
