@@ -162,7 +162,7 @@ func TestAGroupOfSomebodyElseIsExitCodeTwoAndOneLine(t *testing.T) {
 	}
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -245,7 +245,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 	awaitPending(t, rdb, cfg, 0)
 }
 
-func awaitReady(t *testing.T, addr string) {
+func awaitReady(t testing.TB, addr string) {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		res, err := http.Get("http://" + addr + "/readyz")

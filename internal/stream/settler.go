@@ -181,6 +181,20 @@ func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
 	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), cause(cmds, err))
 }
 
+// resultValues lays out the fields of a result as XADD wants them, in a fixed order.
+// It is what [scaleevent.Result.Fields] has, without a map: there are many of them.
+func resultValues(r scaleevent.Result) []any {
+	values := make([]any, 0, 16+2*len(r.Details))
+	values = append(values,
+		scaleevent.ResultEventID, r.EventID, scaleevent.ResultStatus, r.Status, scaleevent.ResultReason, r.Reason,
+		scaleevent.ResultMessage, r.Message, scaleevent.ResultType, r.Type, scaleevent.ResultTaskID, r.TaskID,
+		scaleevent.ResultPool, r.Pool, scaleevent.ResultAttempts, r.Attempts)
+	for _, name := range slices.Sorted(maps.Keys(r.Details)) {
+		values = append(values, name, r.Details[name])
+	}
+	return values
+}
+
 // cause returns why a transaction was discarded: Redis only says that it was.
 func cause(cmds []redis.Cmder, err error) error {
 	if !redis.HasErrorPrefix(err, "EXECABORT") {
@@ -195,7 +209,7 @@ func cause(cmds []redis.Cmder, err error) error {
 }
 
 func (c *Consumer) addResult(ctx context.Context, to redis.Cmdable, result scaleevent.Result) *redis.StringCmd {
-	return to.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Results, MaxLen: c.cfg.ResultsMaxLen, Approx: true, Values: flat(result.Fields())})
+	return to.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Results, MaxLen: c.cfg.ResultsMaxLen, Approx: true, Values: resultValues(result)})
 }
 
 // reportAccepted tells producers that their events are in work. It is a courtesy:

@@ -32,7 +32,7 @@ func (r *remote[T]) Produce(ctx context.Context, name string) (queue.Producer[T]
 		return nil, at("producing on", r.client.addr, err)
 	}
 	p := &producer[T]{conn: conn, codec: r.codec, changed: make(chan struct{}), more: make(chan struct{}, 1)}
-	conn.run(nil, 0, p.receive, func() {})
+	conn.run(nil, 0, p.receive, func() {}, nil)
 	return p, nil
 }
 

@@ -692,7 +692,10 @@ type ConsumeRequest struct {
 	//	*ConsumeRequest_Open_
 	//	*ConsumeRequest_Verdict_
 	//	*ConsumeRequest_Heartbeat_
-	Message       isConsumeRequest_Message `protobuf_oneof:"message"`
+	Message isConsumeRequest_Message `protobuf_oneof:"message"`
+	// more_verdicts follow the verdict of this message: a message costs more than
+	// what is in it, so those that come together are sent together.
+	MoreVerdicts  []*ConsumeRequest_Verdict `protobuf:"bytes,4,rep,name=more_verdicts,json=moreVerdicts,proto3" json:"more_verdicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +764,13 @@ func (x *ConsumeRequest) GetHeartbeat() *ConsumeRequest_Heartbeat {
 	return nil
 }
 
+func (x *ConsumeRequest) GetMoreVerdicts() []*ConsumeRequest_Verdict {
+	if x != nil {
+		return x.MoreVerdicts
+	}
+	return nil
+}
+
 type isConsumeRequest_Message interface {
 	isConsumeRequest_Message()
 }
@@ -796,9 +806,11 @@ type ConsumeResponse struct {
 	//	*ConsumeResponse_Opened_
 	//	*ConsumeResponse_Delivery_
 	//	*ConsumeResponse_Lost_
-	Message       isConsumeResponse_Message `protobuf_oneof:"message"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message isConsumeResponse_Message `protobuf_oneof:"message"`
+	// more_deliveries follow the delivery of this message, in the order of their leases.
+	MoreDeliveries []*ConsumeResponse_Delivery `protobuf:"bytes,4,rep,name=more_deliveries,json=moreDeliveries,proto3" json:"more_deliveries,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ConsumeResponse) Reset() {
@@ -861,6 +873,13 @@ func (x *ConsumeResponse) GetLost() *ConsumeResponse_Lost {
 		if x, ok := x.Message.(*ConsumeResponse_Lost_); ok {
 			return x.Lost
 		}
+	}
+	return nil
+}
+
+func (x *ConsumeResponse) GetMoreDeliveries() []*ConsumeResponse_Delivery {
+	if x != nil {
+		return x.MoreDeliveries
 	}
 	return nil
 }
@@ -2024,11 +2043,12 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATUS_DONE\x10\x01\x12\x13\n" +
-	"\x0fSTATUS_REJECTED\x10\x02\"\x83\t\n" +
+	"\x0fSTATUS_REJECTED\x10\x02\"\xd5\t\n" +
 	"\x0eConsumeRequest\x12>\n" +
 	"\x04open\x18\x01 \x01(\v2(.ottoscaler.queue.v1.ConsumeRequest.OpenH\x00R\x04open\x12G\n" +
 	"\averdict\x18\x02 \x01(\v2+.ottoscaler.queue.v1.ConsumeRequest.VerdictH\x00R\averdict\x12M\n" +
-	"\theartbeat\x18\x03 \x01(\v2-.ottoscaler.queue.v1.ConsumeRequest.HeartbeatH\x00R\theartbeat\x1a\xb4\x01\n" +
+	"\theartbeat\x18\x03 \x01(\v2-.ottoscaler.queue.v1.ConsumeRequest.HeartbeatH\x00R\theartbeat\x12P\n" +
+	"\rmore_verdicts\x18\x04 \x03(\v2+.ottoscaler.queue.v1.ConsumeRequest.VerdictR\fmoreVerdicts\x1a\xb4\x01\n" +
 	"\x04Open\x120\n" +
 	"\x05topic\x18\x01 \x01(\x0e2\x1a.ottoscaler.queue.v1.TopicR\x05topic\x12\x1e\n" +
 	"\n" +
@@ -2060,11 +2080,12 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
-	"\amessage\"\x8e\x03\n" +
+	"\amessage\"\xe6\x03\n" +
 	"\x0fConsumeResponse\x12E\n" +
 	"\x06opened\x18\x01 \x01(\v2+.ottoscaler.queue.v1.ConsumeResponse.OpenedH\x00R\x06opened\x12K\n" +
 	"\bdelivery\x18\x02 \x01(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryH\x00R\bdelivery\x12?\n" +
-	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x1a\b\n" +
+	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x12V\n" +
+	"\x0fmore_deliveries\x18\x04 \x03(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryR\x0emoreDeliveries\x1a\b\n" +
 	"\x06Opened\x1an\n" +
 	"\bDelivery\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseId\x12-\n" +
@@ -2167,37 +2188,39 @@ var file_ottoscaler_queue_v1_queue_proto_depIdxs = []int32{
 	21, // 11: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
 	23, // 12: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
 	22, // 13: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	29, // 14: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
-	30, // 15: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	31, // 16: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
-	0,  // 17: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
-	32, // 18: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	0,  // 19: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	2,  // 20: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 21: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	33, // 22: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
-	24, // 23: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
-	25, // 24: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
-	26, // 25: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
-	27, // 26: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	33, // 27: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
-	28, // 28: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	2,  // 29: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 30: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
-	33, // 31: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
-	5,  // 32: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
-	8,  // 33: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
-	10, // 34: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
-	12, // 35: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
-	6,  // 36: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
-	9,  // 37: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
-	11, // 38: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
-	13, // 39: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
-	36, // [36:40] is the sub-list for method output_type
-	32, // [32:36] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	23, // 14: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	29, // 15: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
+	30, // 16: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	31, // 17: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
+	30, // 18: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	0,  // 19: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
+	32, // 20: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	0,  // 21: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	2,  // 22: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 23: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	33, // 24: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
+	24, // 25: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
+	25, // 26: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
+	26, // 27: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
+	27, // 28: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	33, // 29: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
+	28, // 30: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	2,  // 31: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 32: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
+	33, // 33: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
+	5,  // 34: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
+	8,  // 35: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
+	10, // 36: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
+	12, // 37: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
+	6,  // 38: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
+	9,  // 39: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
+	11, // 40: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
+	13, // 41: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
+	38, // [38:42] is the sub-list for method output_type
+	34, // [34:38] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_queue_v1_queue_proto_init() }
