@@ -65,3 +65,21 @@ func (c *Consumer) awaitResume(ctx context.Context) error {
 	}
 	return ctx.Err()
 }
+
+// Pause has the consumers of a group begin no more events, for a reason that they
+// log, until [Resume]. Pausing again replaces the reason.
+func Pause(ctx context.Context, rdb redis.UniversalClient, stream, group, why string) error {
+	if err := rdb.Set(ctx, PauseKey(stream, group), why, 0).Err(); err != nil {
+		return fmt.Errorf("pausing group %s: %w", group, err)
+	}
+	return nil
+}
+
+// Resume ends a pause. It returns false if there was none.
+func Resume(ctx context.Context, rdb redis.UniversalClient, stream, group string) (bool, error) {
+	n, err := rdb.Del(ctx, PauseKey(stream, group)).Result()
+	if err != nil {
+		return false, fmt.Errorf("resuming group %s: %w", group, err)
+	}
+	return n > 0, nil
+}

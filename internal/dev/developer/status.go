@@ -19,6 +19,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/environment"
 	"github.com/ottoscaler/ottoscaler/internal/dev/release"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
@@ -163,6 +164,9 @@ func showBacklog(ctx context.Context, rdb *redis.Client, e *environment.Environm
 	unread := strconv.FormatInt(groups[i].Lag, 10)
 	if groups[i].Lag < 0 {
 		unread = "an unknown number"
+	}
+	if why, err := rdb.Get(ctx, stream.PauseKey(e.Vars[environment.RedisStream], groups[i].Name)).Result(); err == nil {
+		row("paused", "%s (make resume)", why)
 	}
 	row("backlog", "%s unread, %d in work, %d consumers", unread, groups[i].Pending, groups[i].Consumers)
 	return nil
