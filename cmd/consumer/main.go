@@ -73,7 +73,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	services, failed := errgroup.WithContext(serving)
-	services.Go(func() error { return queuerpc.NewServer(events, workers).Serve(failed, listener) })
+	services.Go(func() error {
+		server := queuerpc.NewServer(events, workers)
+		server.OnWorkerEnd(consumer.ReportWorkerEnd)
+		return server.Serve(failed, listener)
+	})
 	services.Go(func() error { return health.Run(failed, cfg.HealthAddr) })
 
 	consuming, stopConsuming := context.WithCancel(ctx)

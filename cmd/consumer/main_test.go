@@ -228,6 +228,12 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Fatal("the event does not arrive")
 	}
 
+	code := 137
+	if err := client.ReportWorkerEnd(t.Context(), queue.WorkerEnd{
+		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "OOMKilled", ExitCode: &code,
+	}); err != nil {
+		t.Fatal(err)
+	}
 	cancel() // told to stop while the event is in work
 	time.Sleep(100 * time.Millisecond)
 	close(release)
@@ -239,8 +245,10 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Error(err)
 	}
 	entries, err := rdb.XRange(t.Context(), cfg.RedisResultsStream, "-", "+").Result()
-	if err != nil || len(entries) != 2 || entries[0].Values["status"] != "accepted" || entries[1].Values["event_id"] != id || entries[1].Values["message"] != "did 한진우" {
+	if err != nil || len(entries) != 3 || entries[0].Values["status"] != "accepted" || entries[2].Values["event_id"] != id || entries[2].Values["message"] != "did 한진우" {
 		t.Errorf("results = %v, %v", entries, err)
+	} else if end := entries[1].Values; end["event_id"] != id || end["status"] != "failed" || end["worker"] != "w-1" || end["reason"] != "OOMKilled" || end["exit_code"] != "137" {
+		t.Errorf("the end of a worker = %v", end)
 	}
 	awaitPending(t, rdb, cfg, 0)
 }

@@ -69,6 +69,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		LogDrainTimeout: cfg.LogDrainTimeout,
 		Pools:           pools,
 		Events:          client.Events(),
+		Ends:            client,
 		Workers:         client.Workers(),
 		Registerer:      registry,
 		Report:          health.Report,

@@ -11,7 +11,7 @@ import (
 
 type metrics struct {
 	read, redelivered, reclaimed, faults, trimmed prometheus.Counter
-	rejected, settled                             *prometheus.CounterVec
+	rejected, settled, ends                       *prometheus.CounterVec
 	duration, latency                             prometheus.Histogram
 	up, backlog, pending, oldest, paused          prometheus.Gauge
 }
@@ -34,6 +34,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		faults:      counter("faults_total", "Failed attempts to do something with Redis."),
 		rejected:    vector("events_rejected_total", "Events that were rejected, by reason.", "reason"),
 		settled:     vector("events_settled_total", "Events whose outcome was stored, by status.", "status"),
+		ends:        vector("workers_ended_total", "Workers whose end was written to the results, by status.", "status"),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ottoscaler_stream_event_duration_seconds", Help: "Time from an event's acceptance to its stored outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
@@ -48,7 +49,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		oldest:  gauge("oldest_unacknowledged_seconds", "Age of the oldest entry that is not acknowledged, read or not, since it was added; 0 if there is none."),
 		paused:  gauge("paused", "1 while the group is paused."),
 	}
-	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.trimmed, m.faults, m.rejected, m.settled, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
+	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.trimmed, m.faults, m.rejected, m.settled, m.ends, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
 	return m
 }
 

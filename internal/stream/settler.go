@@ -181,6 +181,22 @@ func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
 	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), cause(cmds, err))
 }
 
+// ReportWorkerEnd stores how a worker ended, for the producer of its event.
+func (c *Consumer) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) error {
+	details := map[string]string{scaleevent.ResultWorker: end.Name}
+	if end.ExitCode != nil {
+		details[scaleevent.ResultExitCode] = strconv.Itoa(*end.ExitCode)
+	}
+	err := c.addResult(ctx, c.rdb, scaleevent.Result{
+		EventID: end.EventID, Status: end.Status, Reason: end.Reason, TaskID: end.TaskID, Pool: end.Pool, Details: details,
+	}).Err()
+	if err != nil {
+		return fmt.Errorf("storing the end of worker %s: %w", end.Name, err)
+	}
+	c.metrics.ends.WithLabelValues(end.Status).Inc()
+	return nil
+}
+
 // resultValues lays out the fields of a result as XADD wants them, in a fixed order.
 // It is what [scaleevent.Result.Fields] has, without a map: there are many of them.
 func resultValues(r scaleevent.Result) []any {

@@ -14,12 +14,20 @@ const (
 	ResultTaskID   = "task_id"
 	ResultPool     = "pool"
 	ResultAttempts = "attempts"
+	// ResultWorker and ResultExitCode are details of a worker's end.
+	ResultWorker   = "worker"
+	ResultExitCode = "exit_code"
 )
 
 // The values of [Result.Status].
 const (
 	// StatusAccepted says that the event was read and is in work.
 	StatusAccepted = "accepted"
+	// StatusSucceeded, StatusFailed and StatusRemoved say how a worker of the event
+	// ended, after the event itself has.
+	StatusSucceeded = "succeeded"
+	StatusFailed    = "failed"
+	StatusRemoved   = "removed"
 	// StatusDone says that the event's effect is in the cluster.
 	StatusDone = "done"
 	// StatusRejected says that the event has no effect, now or later.
@@ -32,7 +40,7 @@ const (
 type Result struct {
 	// EventID is the ID of the event's entry.
 	EventID string
-	// Status is StatusAccepted, StatusDone or StatusRejected.
+	// Status is one of the constants above.
 	Status string
 	// Reason is a machine-readable word, empty when done.
 	Reason string
