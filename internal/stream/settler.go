@@ -27,7 +27,8 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 			}
 			return fmt.Errorf("waiting for outcomes: %w", err)
 		}
-		if !c.settle(ctx, c.beginSettling(outcomes)) {
+		batch, restored := c.beginSettling(outcomes)
+		if !c.settle(ctx, batch) {
 			return nil
 		}
 		for _, outcome := range outcomes {
@@ -35,7 +36,28 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 				return fmt.Errorf("settling event %s: %w", outcome.ItemID, err)
 			}
 		}
-		c.landAll(outcomes)
+		if c.landAll(outcomes, restored) {
+			c.acknowledgeAgain(ctx, outcomes)
+		}
+	}
+}
+
+// acknowledgeAgain is for events whose group was made again meanwhile: they were
+// put back into the PEL, perhaps after they had been acknowledged.
+func (c *Consumer) acknowledgeAgain(ctx context.Context, outcomes []queue.Outcome) {
+	ids := make([]string, len(outcomes))
+	for i, o := range outcomes {
+		ids[i] = o.ItemID
+	}
+	for range backoff.Default.Attempts(ctx) {
+		err := c.rdb.XAck(ctx, c.cfg.Stream, c.cfg.Group, ids...).Err()
+		if err == nil {
+			c.link.works("acknowledging events again")
+			return
+		}
+		if ctx.Err() == nil {
+			c.link.failed("acknowledging events again", err)
+		}
 	}
 }
 
@@ -49,11 +71,12 @@ type settlement struct {
 	buried, recorded, acked bool // what is stored of it already
 }
 
-// beginSettling marks events, so that they are not let go of now.
-func (c *Consumer) beginSettling(outcomes []queue.Outcome) []*settlement {
+// beginSettling marks events, so that they are not let go of now. It returns how
+// often entries were restored before.
+func (c *Consumer) beginSettling(outcomes []queue.Outcome) (batch []*settlement, restored int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	batch := make([]*settlement, len(outcomes))
+	batch = make([]*settlement, len(outcomes))
 	for i, o := range outcomes {
 		s := &settlement{outcome: o, flight: c.inFlight[o.ItemID], result: scaleevent.Result{
 			EventID: o.ItemID, Status: o.Status.String(), Reason: o.Reason, Message: o.Message, Attempts: o.Attempts, Details: o.Details,
@@ -65,7 +88,7 @@ func (c *Consumer) beginSettling(outcomes []queue.Outcome) []*settlement {
 		}
 		batch[i] = s
 	}
-	return batch
+	return batch, c.restored
 }
 
 // settle stores outcomes, however long Redis stays away. It returns false if ctx

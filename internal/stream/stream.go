@@ -96,6 +96,7 @@ type Consumer struct {
 	mu       sync.Mutex
 	inFlight map[string]*flight // what is in the queue, by entry ID; guarded by mu
 	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
+	restored int                // counts how often restorePending ran; guarded by mu
 	lastRead string             // the highest entry ID that we have read; guarded by mu
 
 	// offering is held while events are offered, and while they are let go of.
@@ -296,8 +297,9 @@ func (c *Consumer) land(id string) {
 	c.landed = make(chan struct{})
 }
 
-// landAll is land for many.
-func (c *Consumer) landAll(outcomes []queue.Outcome) {
+// landAll is land for many. It returns true if they may have been put back into the
+// PEL since restored was as given.
+func (c *Consumer) landAll(outcomes []queue.Outcome, restored int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, o := range outcomes {
@@ -305,6 +307,7 @@ func (c *Consumer) landAll(outcomes []queue.Outcome) {
 	}
 	close(c.landed)
 	c.landed = make(chan struct{})
+	return c.restored != restored
 }
 
 // every calls f now and then once in each period, until ctx ends.
