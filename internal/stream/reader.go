@@ -14,8 +14,12 @@ import (
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-// page is how many entries are read or written at once.
-const page = 128
+// page is how many entries are looked at or written at once, and readAtOnce how many
+// new ones are read: each read costs two round trips, whatever it brings.
+const (
+	page       = 128
+	readAtOnce = 512
+)
 
 // runReader reads until ctx ends. It is the only one that offers events, so they
 // are offered in the order in which it reads them.
@@ -96,7 +100,7 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 			}
 			continue // the credit is another now
 		}
-		err = c.readNew(ctx, producer, min(credit, maxInFlight-n, page))
+		err = c.readNew(ctx, producer, min(credit, maxInFlight-n, readAtOnce))
 		if errors.Is(err, errInterrupted) {
 			c.requestReplay() // Redis may have answered just then
 			continue

@@ -20,7 +20,7 @@ import (
 // transaction. Several of them may run.
 func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
 	for {
-		outcomes, err := producer.Outcomes(ctx, page)
+		outcomes, err := producer.Outcomes(ctx, 2*page)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // told to stop; the outcomes come again with the entries

@@ -43,7 +43,7 @@ type measurement struct {
 
 var measurements = []measurement{
 	{rows: []string{"intake: events through consumer, queue and back"}, alone: throughput},
-	{rows: []string{"intake: XADD to lease at 1000 events/s, p50", "intake: XADD to lease at 1000 events/s, p99"}, alone: latency},
+	{rows: []string{"intake: XADD to lease with 1000 events a second, p50", "intake: XADD to lease with 1000 events a second, p99"}, alone: latency},
 	{rows: []string{
 		"intake: Redis calls of an idle consumer in 5 s", "intake: processor time of an idle consumer",
 		"intake: memory of an idle consumer", "intake: memory with 100000 events to come",
