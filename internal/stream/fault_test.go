@@ -54,8 +54,8 @@ func TestAFaultOfRedisIsReportedAndOutlived(t *testing.T) {
 	}{
 		"out of memory": {config("maxmemory", "1"), config("maxmemory", "0"), []string{"OOM", "maxmemory"}},
 		"a master that became a replica": {
-			func(w *world) error { return w.rdb.SlaveOf(t.Context(), "127.0.0.1", "1").Err() },
-			func(w *world) error { return w.rdb.SlaveOf(t.Context(), "NO", "ONE").Err() },
+			func(w *world) error { return w.rdb.ReplicaOf(t.Context(), "127.0.0.1", "1").Err() },
+			func(w *world) error { return w.rdb.ReplicaOf(t.Context(), "NO", "ONE").Err() },
 			[]string{"READONLY"},
 		},
 		"a right that is missing": {

@@ -137,7 +137,7 @@ func TestAFailoverOfSentinelsLosesNothingThatTheReplicaHad(t *testing.T) {
 	}
 	replica := second.Client()
 	defer replica.Close() //nolint:errcheck // as above
-	if err := replica.SlaveOf(t.Context(), first.Host, strconv.Itoa(first.Port)).Err(); err != nil {
+	if err := replica.ReplicaOf(t.Context(), first.Host, strconv.Itoa(first.Port)).Err(); err != nil {
 		t.Fatal(err)
 	}
 	sentinel := startSentinel(t, first, password)

@@ -390,13 +390,13 @@ var intakeFaults = []struct {
 	name string
 	run  func(ctx context.Context, name string, quick bool) (Row, error)
 }{
-	{"consumer killed at a random moment", disrupt(200, 20, func(_ context.Context, in *intake) error {
+	{"intake: consumer killed at a random moment", disrupt(200, 20, func(_ context.Context, in *intake) error {
 		if err := in.kill(); err != nil {
 			return err
 		}
 		return in.start()
 	})},
-	{"main pod lost, another one takes over", disrupt(20, 4, func(ctx context.Context, in *intake) error {
+	{"intake: main pod lost, another one takes over", disrupt(20, 4, func(ctx context.Context, in *intake) error {
 		if err := in.kill(); err != nil {
 			return err
 		}
@@ -406,24 +406,24 @@ var intakeFaults = []struct {
 		}
 		return in.subscribe(ctx)
 	})},
-	{"subscriber lost and back", disrupt(20, 4, func(ctx context.Context, in *intake) error {
+	{"intake: subscriber lost and back", disrupt(20, 4, func(ctx context.Context, in *intake) error {
 		in.stop()
 		return in.subscribe(ctx)
 	})},
-	{"Redis killed and restarted, with persistence", disrupt(10, 2, func(ctx context.Context, in *intake) error {
+	{"intake: Redis killed and restarted, with persistence", disrupt(10, 2, func(ctx context.Context, in *intake) error {
 		return errors.Join(in.server.Kill(), in.server.Restart(ctx))
 	})},
-	{"all connections to Redis closed", disrupt(50, 5, func(ctx context.Context, in *intake) error {
+	{"intake: all connections to Redis closed", disrupt(50, 5, func(ctx context.Context, in *intake) error {
 		return in.rdb.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes").Err()
 	})},
-	{"consumer group destroyed", disrupt(10, 2, func(ctx context.Context, in *intake) error {
+	{"intake: consumer group destroyed", disrupt(10, 2, func(ctx context.Context, in *intake) error {
 		return in.rdb.XGroupDestroy(ctx, eventStream, intakeGroup).Err()
 	})},
-	{"Redis becomes a replica for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
-		err := in.rdb.SlaveOf(ctx, "127.0.0.1", "1").Err()
-		return errors.Join(err, sleep(ctx, time.Second), in.rdb.SlaveOf(ctx, "NO", "ONE").Err())
+	{"intake: Redis becomes a replica for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
+		err := in.rdb.ReplicaOf(ctx, "127.0.0.1", "1").Err()
+		return errors.Join(err, sleep(ctx, time.Second), in.rdb.ReplicaOf(ctx, "NO", "ONE").Err())
 	})},
-	{"Redis out of memory for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
+	{"intake: Redis out of memory for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
 		err := in.rdb.ConfigSet(ctx, "maxmemory", "1").Err()
 		return errors.Join(err, sleep(ctx, time.Second), in.rdb.ConfigSet(ctx, "maxmemory", "0").Err())
 	})},
