@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
@@ -893,6 +894,9 @@ func TestGaugesAreRightAlsoWhenRedisDoesNotKnowTheLag(t *testing.T) {
 		}
 	}
 	check(3)
+	if problems, err := testutil.GatherAndLint(m.reg); err != nil || len(problems) > 0 {
+		t.Errorf("lint of the metrics: %v, %v", problems, err)
+	}
 	unread, err := w.rdb.XRevRangeN(t.Context(), events, "+", "-", 2).Result()
 	if err != nil {
 		t.Fatal(err)

@@ -77,11 +77,11 @@ const (
 	MaxMetadataBytes = 128 << 10
 )
 
-// aliases maps an alias to its field.
-var aliases = map[string]string{
-	AliasJobID:            FieldTaskID,
-	AliasTargetDeployment: FieldPool,
-	AliasCount:            FieldPodCount,
+// aliasOf maps a field to its alias.
+var aliasOf = map[string]string{
+	FieldTaskID:   AliasJobID,
+	FieldPool:     AliasTargetDeployment,
+	FieldPodCount: AliasCount,
 }
 
 // contractFields are the names that never are metadata, but for env.NAME.

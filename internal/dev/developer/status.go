@@ -173,20 +173,25 @@ func showBacklog(ctx context.Context, rdb *redis.Client, e *environment.Environm
 }
 
 func showEvents(ctx context.Context, rdb *redis.Client, e *environment.Environment, row func(string, string, ...any)) error {
-	entries, err := rdb.XRevRangeN(ctx, e.Vars[environment.RedisResults], "+", "-", lastEvents).Result()
+	entries, err := rdb.XRevRangeN(ctx, e.Vars[environment.RedisResults], "+", "-", 100).Result()
 	if err != nil {
 		return err
 	}
-	if len(entries) == 0 {
-		row("event", "none was carried out yet")
-	}
-	slices.Reverse(entries)
+	var last []scaleevent.Result // the newest first
 	for _, entry := range entries {
 		fields := map[string]string{}
 		for name, value := range entry.Values {
 			fields[name] = fmt.Sprint(value)
 		}
-		r := scaleevent.ParseResult(fields)
+		if r := scaleevent.ParseResult(fields); r.Final() && len(last) < lastEvents {
+			last = append(last, r)
+		}
+	}
+	if len(last) == 0 {
+		row("event", "none was carried out yet")
+	}
+	slices.Reverse(last)
+	for _, r := range last {
 		text := fmt.Sprintf("%s  %s %s, task %s, pool %s", r.EventID, r.Status, r.Type, r.TaskID, r.Pool)
 		if r.Reason != "" {
 			text += " (" + r.Reason + ")"
