@@ -27,6 +27,7 @@ type blockingReads struct {
 	mu      sync.Mutex
 	client  redis.UniversalClient // nil until it is needed; guarded by mu
 	blocked bool                  // a read is under way; guarded by mu
+	ended   int                   // counts the reads that were interrupted; guarded by mu
 }
 
 // read is XREADGROUP. It does not begin unless wanted says so, which is asked with
@@ -67,8 +68,17 @@ func (r *blockingReads) interrupt() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.blocked {
+		r.ended++
 		r.close()
 	}
+}
+
+// interrupted counts reads that were ended. Redis may give an entry to one of them a
+// moment later, before it notices.
+func (r *blockingReads) interrupted() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ended
 }
 
 // Close ends the client. A later read makes a new one.

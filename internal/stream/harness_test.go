@@ -270,6 +270,16 @@ func (m *member) run() *member {
 	return m
 }
 
+// awaitTakeOver waits until the member, which has a subscriber, has taken over what
+// others had: only one of them has one in an installation that is set up well.
+func (m *member) awaitTakeOver() {
+	m.t.Helper()
+	eventually(m.t, "the takeover", func() bool {
+		_, shut := m.queue.Gate()
+		return !shut
+	})
+}
+
 func (m *member) healthErr() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()

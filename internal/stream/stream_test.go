@@ -286,6 +286,7 @@ func TestWhatAConsumerHoldsStaysItsOwnForAsLongAsItLives(t *testing.T) {
 	// A misconfiguration: both have a subscriber.
 	second := w.join("second", reclaimAfter(2*time.Second)).run()
 	held := second.subscribe(1) // so it has no credit to read with, once it holds one
+	second.awaitTakeOver()
 	for len(held.got()) == 0 {
 		w.up("t")
 		time.Sleep(50 * time.Millisecond)
@@ -314,6 +315,7 @@ func TestAConsumerWithoutSubscriberLetsGoAndDoesNotActLater(t *testing.T) {
 	eventually(t, "the result", func() bool { return len(w.resultsOf(id)) == 1 })
 
 	late := first.finishAll(4) // and comes back
+	first.awaitTakeOver()
 	next := w.up("next")
 	eventually(t, "the next event", func() bool { return len(w.resultsOf(next)) == 1 })
 	time.Sleep(500 * time.Millisecond)

@@ -53,13 +53,16 @@ type keeper struct {
 	*Consumer
 	looked, swept, forgot, trimmed time.Time
 	quiet                          bool // there was nothing to be seen at the last look
+	interrupted                    int  // reads, at the last look
 }
 
 func (k *keeper) look(ctx context.Context) error {
 	flying, _ := k.flying()
-	if k.quiet && flying == 0 && time.Since(k.looked) < k.pace.idle {
+	interrupted := k.reads.interrupted()
+	if k.quiet && flying == 0 && interrupted == k.interrupted && time.Since(k.looked) < k.pace.idle {
 		return nil
 	}
+	k.interrupted = interrupted
 	group, err := k.sample(ctx)
 	if err != nil {
 		return err
