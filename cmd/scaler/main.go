@@ -70,6 +70,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		KubeEvents:      pods,
 		Pools:           pools,
 		Events:          client.Events(),
+		Ends:            client,
 		Workers:         client.Workers(),
 		Registerer:      registry,
 		Report:          health.Report,

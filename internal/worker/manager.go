@@ -38,6 +38,11 @@ type Settlements interface {
 	AwaitSettled(ctx context.Context, ids ...string) error
 }
 
+// Ends is told how workers ended, for the producers of their events.
+type Ends interface {
+	ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) error
+}
+
 // Options are what a [Manager] is made of. All fields are required, except that
 // Report and KubeEvents may be nil.
 type Options struct {
@@ -57,6 +62,8 @@ type Options struct {
 	Pools *PoolFile
 	// Events tells when the events that touched a worker are settled.
 	Events Settlements
+	// Ends is told how each worker ended, before it is released.
+	Ends Ends
 	// Workers is where workers are offered to be followed.
 	Workers queue.Queue[queue.Worker]
 	// Registerer takes the metrics.
@@ -75,6 +82,7 @@ type Manager struct {
 	cluster         *cluster
 	pools           *PoolFile
 	events          Settlements
+	ends            Ends
 	offers          queue.Queue[queue.Worker]
 	logDrainTimeout time.Duration
 	kubeEvents      corev1client.EventsGetter
@@ -102,6 +110,7 @@ func New(opts Options) (*Manager, error) {
 	m := &Manager{
 		pools:           opts.Pools,
 		events:          opts.Events,
+		ends:            opts.Ends,
 		offers:          opts.Workers,
 		logDrainTimeout: opts.LogDrainTimeout,
 		kubeEvents:      opts.KubeEvents,

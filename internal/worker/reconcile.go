@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // A life is what this process knows of one worker beside its pod. Nothing in it
@@ -28,6 +31,7 @@ type life struct {
 	stopWait   func()    // ends that wait
 	letGo      bool      // the queue has been told to forget it
 	endSeen    time.Time // when its end was first seen here
+	endTold    bool      // its end is stored for the producer of its event
 	sawPending bool
 	sawRunning bool
 }
@@ -74,6 +78,9 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 		return nil
 	}
 	if err := m.offer(ctx, p, l); err != nil {
+		return err
+	}
+	if err := m.tellEnd(ctx, p, l); err != nil {
 		return err
 	}
 	// A victim whose event ended between the mark and the deletion, as an expired
@@ -161,6 +168,36 @@ func (m *Manager) witness(ctx context.Context, p *corev1.Pod, l *life) {
 	}
 	m.metrics.finished.WithLabelValues(endOf(p)).Inc()
 	m.log.InfoContext(ctx, "worker finished", attrs...)
+}
+
+// tellEnd has the end of a worker be stored where its event's producer finds it.
+func (m *Manager) tellEnd(ctx context.Context, p *corev1.Pod, l *life) error {
+	m.mu.Lock()
+	told := l.endTold || l.endSeen.IsZero()
+	m.mu.Unlock()
+	if told {
+		return nil
+	}
+	end := queue.WorkerEnd{
+		Worker: queue.Worker{Namespace: p.Namespace, Name: p.Name, TaskID: l.task, Pool: p.Labels[pod.LabelPool], EventID: l.event},
+		Status: endOf(p), Reason: reasonOf(p),
+	}
+	if end.Status == "deleted" {
+		end.Status = scaleevent.StatusRemoved
+	}
+	if t := agentEnd(p); t != nil {
+		code := int(t.ExitCode)
+		end.ExitCode = &code
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := m.ends.ReportWorkerEnd(ctx, end); err != nil {
+		return fmt.Errorf("telling the end of worker %s: %w", p.Name, err)
+	}
+	m.mu.Lock()
+	l.endTold = true
+	m.mu.Unlock()
+	return nil
 }
 
 // endOf says how a worker ended. One that was deleted or evicted before its end

@@ -3,6 +3,7 @@ package worker_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -57,7 +58,44 @@ type system struct {
 	log      *logs
 	stop     func()
 
+	ends ends
+
 	t testing.TB
+}
+
+// ends keeps what it is told, after it has refused the first time.
+type ends struct {
+	mu      sync.Mutex
+	refused bool
+	told    []queue.WorkerEnd
+}
+
+func (e *ends) ReportWorkerEnd(_ context.Context, end queue.WorkerEnd) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.refused {
+		e.refused = true
+		return errors.New("nobody stores that now")
+	}
+	e.told = append(e.told, end)
+	return nil
+}
+
+// of returns the ends of a worker, without what is the same for all.
+func (e *ends) of(name string) (found []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, end := range e.told {
+		if end.Name != name {
+			continue
+		}
+		text := end.EventID + " " + end.Status + " " + end.Reason
+		if end.ExitCode != nil {
+			text += fmt.Sprint(" ", *end.ExitCode)
+		}
+		found = append(found, text)
+	}
+	return found
 }
 
 // start starts a manager in a namespace of its own. With before, it succeeds
@@ -84,7 +122,7 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 	}
 	s.manager, err = worker.New(worker.Options{
 		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
-		KubeEvents: s.Faulty, Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
+		KubeEvents: s.Faulty, Events: s.events, Ends: &s.ends, Workers: s.workers, Registerer: s.registry, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

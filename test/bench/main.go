@@ -33,7 +33,8 @@ type Row struct {
 	Ratio float64 `json:"ratio"`
 }
 
-// measurement makes the rows of these names, in their order, with a cluster or without.
+// measurement makes the rows of these names, in their order. One of the two runs
+// is set: in a lab, which is brought up when the first of them needs it, or by itself.
 type measurement struct {
 	rows  []string
 	inLab func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
@@ -41,6 +42,12 @@ type measurement struct {
 }
 
 var measurements = []measurement{
+	{rows: []string{"intake: events through consumer, queue and back"}, alone: throughput},
+	{rows: []string{"intake: XADD to lease with 1000 events a second, p50", "intake: XADD to lease with 1000 events a second, p99"}, alone: latency},
+	{rows: []string{
+		"intake: Redis calls of an idle consumer in 5 s", "intake: processor time of an idle consumer",
+		"intake: memory of an idle consumer", "intake: memory with 100000 events to come",
+	}, alone: idle},
 	{rows: []string{"log lines of 120 bytes, relay to a Go sink"}, alone: logThroughput},
 	{rows: []string{"line printed to acknowledged, p50", "line printed to acknowledged, p99"}, alone: logLatency},
 	{rows: []string{"1,000 followed idle containers, memory", "1,000 followed idle containers, CPU of a core"}, alone: idleRelay},
@@ -68,6 +75,7 @@ func run(ctx context.Context) (err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
+
 	var rows []Row
 	for _, m := range measurements {
 		wanted := map[string]bool{}

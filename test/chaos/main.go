@@ -18,6 +18,7 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
 	"github.com/ottoscaler/ottoscaler/internal/dev/report"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 )
 
 // Row is one fault of the matrix.
@@ -26,6 +27,8 @@ type Row struct {
 	Name string `json:"name"`
 	// Runs is how often it was injected.
 	Runs int `json:"runs"`
+	// Events is how many events went through meanwhile.
+	Events int `json:"events,omitempty"`
 	// Lost, Duplicated and Reordered count effects over all runs.
 	Lost       int `json:"lost"`
 	Duplicated int `json:"duplicated"`
@@ -65,12 +68,14 @@ func main() {
 }
 
 func run(ctx context.Context) error {
+	stream.Quiet() // it is us who make connections fail
 	quick := os.Getenv("QUICK") != ""
-	if err := runEvents(ctx, quick); err != nil {
+	none, err := runEvents(ctx, quick)
+	if err != nil {
 		return err
 	}
 	rows, err := runLogs(ctx, quick)
-	if err != nil || len(rows) == 0 {
+	if err != nil || len(rows) == 0 && !none {
 		return err
 	}
 	header := []string{"FAULT", "WORKERS × LINES", "KILLS", "LOST", "MARKED", "REPEATED", "REORDERED", "TIME"}
@@ -82,50 +87,62 @@ func run(ctx context.Context) error {
 	})
 }
 
-// runEvents runs the rows about events that are selected.
-func runEvents(ctx context.Context, quick bool) (err error) {
+// runEvents runs the rows about events that are selected, and tells whether there are none.
+func runEvents(ctx context.Context, quick bool) (none bool, err error) {
 	runs := 20
 	if quick {
 		runs = 4
 	}
-	chosen, err := selectFaults()
-	if err != nil || len(chosen) == 0 {
-		return err
-	}
-	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-
 	var rows []Row
-	for _, f := range chosen {
-		row, err := inject(ctx, l, f, runs)
+	for _, f := range intakeFaults {
+		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.name, err)
+			return false, err
+		}
+		if !selected {
+			continue
+		}
+		row, err := f.run(ctx, f.name, quick)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", f.name, err)
 		}
 		rows = append(rows, row)
 	}
+	var l *lab.Lab // brought up when a row needs it
+	defer func() {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	for _, f := range matrix {
+		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
+		if err != nil {
+			return false, err
+		}
+		if !selected {
+			continue
+		}
+		if l == nil {
+			if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+				return false, err
+			}
+		}
+		row, err := inject(ctx, l, f, runs)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", f.name, err)
+		}
+		rows = append(rows, row)
+	}
+	if len(rows) == 0 {
+		return true, nil
+	}
 	header := []string{"FAULT", "RUNS", "LOST", "DUPLICATED", "REORDERED", "RECOVERY P50", "MAX"}
-	return report.Write(os.Stdout, filepath.Join("build", "chaos.json"), header, rows, func(r Row) []string {
+	return false, report.Write(os.Stdout, filepath.Join("build", "chaos.json"), header, rows, func(r Row) []string {
 		return []string{
 			r.Name, strconv.Itoa(r.Runs), strconv.Itoa(r.Lost), strconv.Itoa(r.Duplicated), strconv.Itoa(r.Reordered),
 			fmt.Sprintf("%.0f ms", r.RecoveryP50), fmt.Sprintf("%.0f ms", r.RecoveryMax),
 		}
 	})
-}
-
-func selectFaults() (chosen []fault, err error) {
-	for _, f := range matrix {
-		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
-		if err != nil {
-			return nil, err
-		}
-		if selected {
-			chosen = append(chosen, f)
-		}
-	}
-	return chosen, nil
 }
 
 // inject runs one fault of the matrix again and again, in a namespace of its own.

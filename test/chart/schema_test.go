@@ -98,7 +98,9 @@ var reserved = map[string]bool{
 	// Where logRelay.tls and logRelay.tokenSecret are mounted.
 	"LOG_SERVER_CA_FILE": true, "LOG_SERVER_CERT_FILE": true, "LOG_SERVER_KEY_FILE": true, "LOG_SERVER_TOKEN_FILE": true,
 	// Secrets come from existingSecret, as a variable.
-	"REDIS_PASSWORD_FILE": true,
+	"REDIS_PASSWORD_FILE":          true,
+	"REDIS_SENTINEL_PASSWORD":      true,
+	"REDIS_SENTINEL_PASSWORD_FILE": true,
 }
 
 func TestSchemaKnowsExactlyTheVariablesOfThePrograms(t *testing.T) {
