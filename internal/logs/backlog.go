@@ -42,6 +42,22 @@ func openBacklog(store *spool.Store, in Instance, m *metrics, logger *slog.Logge
 	return b, last, err
 }
 
+// openSpool gives the follower its part of the spool, with what an earlier relay has left
+// in it. If that cannot be read, it is left out: the kubelet may have it still. If the disk
+// is in trouble, the follower goes on without, and the answer is nil.
+func (f *follower) openSpool(store *spool.Store) *backlog {
+	b, last, err := openBacklog(store, f.instance, f.metrics, f.log)
+	if err != nil {
+		b.trouble("opening the spool", err)
+		return nil
+	}
+	if err := f.window.restore(b, last); err != nil {
+		b.trouble("reading what is left in the spool", err)
+		b.reset()
+	}
+	return b
+}
+
 func (b *backlog) unread() int64 {
 	if b == nil {
 		return 0

@@ -137,6 +137,36 @@ func TestSpoolThatIsTornAnywhereLosesNothing(t *testing.T) {
 	}
 }
 
+// A record of a version that we don't know is as good as none.
+func TestSpoolThatMakesNoSenseIsLeftOut(t *testing.T) {
+	r := newSpoolRig(t, spool.Options{})
+	store, err := spool.Open(t.TempDir(), spool.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, _, err := store.OpenLog(string(r.follow.instance.PodUID), r.follow.instance.spoolName(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := log.Append([]byte("\xff\xff from the future")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log.Close()
+	r.window.release(false)
+	r.window = newWindow(r.window.limits, r.window.budget)
+	r.follow.window = r.window
+	r.follow.openSpool(store)
+	want := r.print(tens(12)...)
+	r.end()
+	r.run(want)
+	r.wantCount(r.metrics.spoolErrors, "trouble with the spool", 1)
+	if used := store.Used(); used != 0 {
+		t.Errorf("%d bytes are left in the spool", used)
+	}
+}
+
 func TestOldestLinesAreDroppedWithAGapWhenTheSpoolIsFull(t *testing.T) {
 	r := newSpoolRig(t, spool.Options{GroupBytes: 8 << 10, SegmentBytes: 1 << 10})
 	r.follow.startWait = time.Millisecond

@@ -3,7 +3,6 @@ package logs
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -572,17 +571,7 @@ func (w *worker) followOne(ctx, drain context.Context, in Instance, registered <
 	}
 	var disk *backlog
 	if w.options.Spool != nil {
-		var (
-			last []byte
-			err  error
-		)
-		if disk, last, err = openBacklog(w.options.Spool, in, w.metrics, f.log); err == nil {
-			err = f.window.restore(disk, last)
-		}
-		if err != nil {
-			disk.trouble("opening the spool", err)
-			return result{err: fmt.Errorf("opening the spool: %w", err)}
-		}
+		disk = f.openSpool(w.options.Spool)
 	}
 	r := result{err: f.run(ctx, drain)}
 	r.end = f.acked

@@ -166,12 +166,8 @@ func (r *rig) renew() {
 	if store == nil {
 		return
 	}
-	backlog, last, err := openBacklog(store, r.follow.instance, r.metrics, r.follow.log)
-	if err == nil {
-		err = r.window.restore(backlog, last)
-	}
-	if err != nil {
-		r.t.Fatalf("opening the backlog: %v", err)
+	if r.follow.openSpool(store) == nil {
+		r.t.Fatalf("the spool cannot be opened")
 	}
 }
 

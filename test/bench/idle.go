@@ -123,7 +123,7 @@ func idleProcess(ctx context.Context, dir string, watch time.Duration, program s
 	go func() { exited <- process.Wait() }()
 	defer func() {
 		_ = process.Process.Kill() // it may have ended
-		_ = <-exited               // because we killed it
+		<-exited                   //nolint:errcheck // because we killed it
 	}()
 	open := make(chan error, 1)
 	go func() {
