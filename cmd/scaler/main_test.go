@@ -131,7 +131,7 @@ func TestWrongFilesAreSaidInOneLine(t *testing.T) {
 		want   string
 	}{
 		"no pool file":    {func(c *Config) { c.PoolsFile = "/nowhere.yaml" }, "reading the pool file: open /nowhere.yaml"},
-		"a bad pool file": {func(c *Config) { c.PoolsFile = bad }, "pool b: template.spec.containers is empty"},
+		"a bad pool file": {func(c *Config) { c.PoolsFile = bad }, "pools.b.template.spec.containers: a worker needs"},
 		"no kubeconfig":   {func(c *Config) { c.Kubeconfig = "/nowhere" }, "finding the cluster"},
 		"no cluster":      {func(c *Config) { c.Kubeconfig = "" }, "set KUBECONFIG"},
 	} {

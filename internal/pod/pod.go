@@ -40,6 +40,9 @@ const (
 	AnnotationScaledDownBy = "ottoscaler.dev/scaled-down-by"
 	// AnnotationScaledDownKey is the idempotency key of that scale-down, if it had one.
 	AnnotationScaledDownKey = "ottoscaler.dev/scaled-down-key"
+	// AnnotationWaiting says, on a worker that has [GateCapacity], which limit it
+	// waits for, as it was when the worker was created.
+	AnnotationWaiting = "ottoscaler.dev/waiting"
 	// AnnotationTraceparent is the W3C trace context of the scale event.
 	AnnotationTraceparent = "ottoscaler.dev/traceparent"
 	// AnnotationFieldPrefix, followed by a field's name, is what the event said of
@@ -56,6 +59,10 @@ const AnnotationInstance = "ottoscaler.dev/instance"
 // FinalizerLogs holds a worker pod until the log server has acknowledged its last
 // line and the events that touched it are settled, or the drain deadline passes.
 const FinalizerLogs = "ottoscaler.dev/logs"
+
+// GateCapacity is the scheduling gate of a worker for which there is no place yet.
+// No node is looked for as long as a pod has a gate.
+const GateCapacity = "ottoscaler.dev/capacity"
 
 // Selector returns the label selector of all workers of one installation.
 func Selector(instance string) string {

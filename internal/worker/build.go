@@ -94,6 +94,12 @@ func (b *builder) build(index int) *corev1.Pod {
 	return p
 }
 
+// gate has a worker wait for a place, and says why.
+func gate(p *corev1.Pod, why string) {
+	p.Spec.SchedulingGates = append(p.Spec.SchedulingGates, corev1.PodSchedulingGate{Name: pod.GateCapacity})
+	p.Annotations[pod.AnnotationWaiting] = why
+}
+
 // taskOf returns the task of an event's workers. An event that is about a whole
 // pool names none; its workers are a task of their own.
 func taskOf(e scaleevent.Event) string { return cmp.Or(e.TaskID, e.ID) }

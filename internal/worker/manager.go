@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -79,6 +80,7 @@ type Manager struct {
 	log             *slog.Logger
 	begun           time.Time // when this process began
 	work            workqueue.TypedRateLimitingInterface[ref]
+	capacity        *capacity
 	locks           locks
 
 	mu         sync.Mutex
@@ -104,19 +106,32 @@ func New(opts Options) (*Manager, error) {
 		report:          opts.Report,
 		log:             opts.Log,
 		begun:           time.Now(),
+		capacity:        newCapacity(opts.Pools.Current),
 		lives:           make(map[types.UID]*life),
 		unsettled:       make(map[types.UID]struct{}),
 		work: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[ref](50*time.Millisecond, 30*time.Second)),
 	}
 	var err error
-	m.cluster, err = newCluster(opts.Pods, opts.Namespace, opts.Instance, m.reportKubernetes, m.work.Add)
+	m.cluster, err = newCluster(opts.Pods, opts.Namespace, opts.Instance, m.reportKubernetes, m)
 	if err != nil {
 		return nil, fmt.Errorf("preparing the watch on pods: %w", err)
 	}
-	opts.Registerer.MustRegister(newPhases(m.cluster.all))
+	opts.Registerer.MustRegister(newPhases(m.cluster.all), newPlaces(m.capacity))
 	opts.Pools.manager.Store(m)
 	return m, nil
+}
+
+// observe implements [observer].
+func (m *Manager) observe(p *corev1.Pod) {
+	m.capacity.observe(p)
+	m.work.Add(refOf(p))
+}
+
+// gone implements [observer].
+func (m *Manager) gone(r ref) {
+	m.capacity.gone(r)
+	m.work.Add(r)
 }
 
 // reportKubernetes logs when the API server is lost and found, and not each of
@@ -149,6 +164,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	group.Go(func() error { m.cluster.run(ctx); return nil })
 	group.Go(func() error { return m.follow(ctx) })
 	group.Go(func() error { return m.sweep(ctx) })
+	group.Go(func() error { return m.admit(ctx) })
+	group.Go(func() error { return m.resolveDoubts(ctx) })
 	for range reconcilers {
 		group.Go(func() error {
 			for m.step(ctx) {

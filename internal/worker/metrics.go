@@ -18,6 +18,7 @@ type metrics struct {
 	finished      *prometheus.CounterVec
 	logsAbandoned prometheus.Counter
 	poolReloads   *prometheus.CounterVec
+	ungated       prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -55,12 +56,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "ottoscaler_worker_logs_abandoned_total",
 			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
 		}),
+		ungated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_ungated_total",
+			Help: "Workers that had waited for a place in their pool and got it.",
+		}),
 		poolReloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_pool_reloads_total",
 			Help: "Readings of a changed pool file by result: adopted or refused.",
 		}, []string{"result"}),
 	}
-	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads)
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads, m.ungated)
 	// Both are of use from the start: a rate needs a first value.
 	m.poolReloads.WithLabelValues("adopted")
 	m.poolReloads.WithLabelValues("refused")
@@ -122,5 +127,47 @@ func phase(p *corev1.Pod) string {
 		return "pending"
 	default:
 		return strings.ToLower(string(p.Status.Phase))
+	}
+}
+
+// places is a collector of the places that workers take, counted when it is asked.
+type places struct {
+	capacity                *capacity
+	taken, waiting, maximum *prometheus.Desc
+}
+
+func newPlaces(c *capacity) *places {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("ottoscaler_worker_"+name, help, []string{"pool"}, nil)
+	}
+	return &places{
+		capacity: c,
+		taken:    desc("pool_taken_pods", "Workers that take a place in their pool, those included whose creation has no answer yet."),
+		waiting:  desc("pool_waiting_pods", "Workers that wait for a place, by pool."),
+		maximum:  desc("pool_max_pods", "The most workers that a pool may have, where its pool file says so."),
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (p *places) Describe(ch chan<- *prometheus.Desc) {
+	ch <- p.taken
+	ch <- p.waiting
+	ch <- p.maximum
+}
+
+// Collect implements [prometheus.Collector].
+func (p *places) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, n int, pool string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), pool)
+	}
+	pools := p.capacity.limits()
+	p.capacity.mu.Lock()
+	defer p.capacity.mu.Unlock()
+	for _, name := range pools.Names() {
+		gauge(p.taken, p.capacity.taken[scope{pool: name}], name)
+		gauge(p.waiting, p.capacity.waiting[name], name)
+		if most := pools.Get(name).MaxWorkers; most != nil {
+			gauge(p.maximum, *most, name)
+		}
 	}
 }

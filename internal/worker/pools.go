@@ -24,8 +24,24 @@ const agentContainer = "agent"
 
 // Pools is a valid pool file. It is read-only.
 type Pools struct {
+	// Limits hold for all pools together.
+	Limits Limits
 	byName map[string]*Pool
 }
+
+// Limits hold for all pools together.
+type Limits struct {
+	// MaxWorkers is the most workers that may take a place at once; nil means any number.
+	MaxWorkers *int `json:"maxWorkers,omitempty"`
+	// MaxWaiting is the most workers that wait for a place as pods. Above it, events
+	// wait in Redis. Nil means [DefaultMaxWaiting].
+	MaxWaiting *int `json:"maxWaiting,omitempty"`
+}
+
+// DefaultMaxWaiting is what one installation can hold.
+const DefaultMaxWaiting = 5000
+
+func (p *Pools) maxWaiting() int { return value(p.Limits.MaxWaiting, DefaultMaxWaiting) }
 
 // Get returns the pool of that name, or nil.
 func (p *Pools) Get(name string) *Pool { return p.byName[name] }
@@ -37,6 +53,8 @@ func (p *Pools) Names() []string { return slices.Sorted(maps.Keys(p.byName)) }
 type Pool struct {
 	// Name of the pool.
 	Name string
+	// Rules are for how many workers there are and what becomes of them.
+	Rules
 	// Overrides is what an event may change.
 	Overrides Overrides
 	// Template is what workers are made from. What it leaves open of image,
@@ -44,6 +62,17 @@ type Pool struct {
 	Template corev1.PodTemplateSpec
 	// agent is the index of the container that gets the event's variables and overrides.
 	agent int
+}
+
+// Rules are for how many workers a pool has and what becomes of them. The zero
+// value sets no bound, and tries nothing again.
+type Rules struct {
+	// MaxWorkers is the most workers of the pool that may take a place at once; nil
+	// means any number. A worker takes its place from its creation, or from when it
+	// has waited for one, to its end.
+	MaxWorkers *int `json:"maxWorkers,omitempty"`
+	// MaxWorkersPerTask is the same for the workers of each task in the pool.
+	MaxWorkersPerTask *int `json:"maxWorkersPerTask,omitempty"`
 }
 
 // Overrides is the policy of a pool. The zero value allows nothing.
@@ -63,10 +92,12 @@ type Overrides struct {
 
 // poolFile is the layout of the file.
 type poolFile struct {
-	Pools map[string]filePool `json:"pools"`
+	Limits Limits              `json:"limits,omitempty"`
+	Pools  map[string]filePool `json:"pools"`
 }
 
 type filePool struct {
+	Rules
 	Overrides Overrides              `json:"overrides,omitempty"`
 	Template  corev1.PodTemplateSpec `json:"template"`
 }
@@ -90,12 +121,13 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	if len(file.Pools) == 0 {
 		problems = append(problems, errors.New("there are no pools: the file needs at least one entry under pools"))
 	}
-	pools := &Pools{byName: make(map[string]*Pool, len(file.Pools))}
+	problems = append(problems, file.Limits.problems()...)
+	pools := &Pools{Limits: file.Limits, byName: make(map[string]*Pool, len(file.Pools))}
 	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
-		p := &Pool{Name: name, Overrides: file.Pools[name].Overrides, Template: file.Pools[name].Template}
+		p := &Pool{Name: name, Rules: file.Pools[name].Rules, Overrides: file.Pools[name].Overrides, Template: file.Pools[name].Template}
 		p.complete(agentImage)
 		for _, problem := range p.problems() {
-			problems = append(problems, fmt.Errorf("pool %s: %s", name, problem))
+			problems = append(problems, fmt.Errorf("pools.%s%s", name, problem))
 		}
 		pools.byName[name] = p
 	}
@@ -177,10 +209,10 @@ var poolName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 // [Manager.CheckPools].
 func (p *Pool) problems() []string {
 	var all []string
-	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	add := func(format string, args ...any) { all = append(all, "."+fmt.Sprintf(format, args...)) }
 
 	if !poolName.MatchString(p.Name) {
-		add("its name must have 1 to 63 lower-case letters, digits and dashes, and begin and end with a letter or digit")
+		all = append(all, ": its name must have 1 to 63 lower-case letters, digits and dashes, and begin and end with a letter or digit")
 	}
 	meta, spec := p.Template.ObjectMeta, p.Template.Spec
 	if meta.Name != "" || meta.GenerateName != "" || meta.Namespace != "" {
@@ -191,31 +223,56 @@ func (p *Pool) problems() []string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(meta.Labels)) {
 		if reservedKey(key) {
-			add("template.metadata.labels: %s is reserved for Ottoscaler", key)
+			add("template.metadata.labels[%s]: it is reserved for Ottoscaler", key)
 		}
 		if bad := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(meta.Labels[key])...); len(bad) > 0 {
-			add("template.metadata.labels: %s: %s", key, strings.Join(bad, "; "))
+			add("template.metadata.labels[%s]: %s", key, strings.Join(bad, "; "))
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(meta.Annotations)) {
 		if reservedKey(key) {
-			add("template.metadata.annotations: %s is reserved for Ottoscaler", key)
+			add("template.metadata.annotations[%s]: it is reserved for Ottoscaler", key)
 		}
 		if bad := validation.IsQualifiedName(strings.ToLower(key)); len(bad) > 0 {
-			add("template.metadata.annotations: %s: %s", key, strings.Join(bad, "; "))
+			add("template.metadata.annotations[%s]: %s", key, strings.Join(bad, "; "))
 		}
 	}
 	if spec.RestartPolicy != corev1.RestartPolicyNever && spec.RestartPolicy != corev1.RestartPolicyOnFailure {
-		add("template.spec.restartPolicy is %s, with which a worker never finishes: use Never or OnFailure", spec.RestartPolicy)
+		add("template.spec.restartPolicy: with %s, a worker never finishes: use Never or OnFailure", spec.RestartPolicy)
 	}
 	if len(spec.EphemeralContainers) > 0 {
 		add("template.spec.ephemeralContainers: a pod cannot be created with them")
 	}
 	if len(spec.Containers) == 0 {
-		add("template.spec.containers is empty: a worker needs at least one container")
+		add("template.spec.containers: a worker needs at least one container")
 	}
 	all = append(all, containerProblems(spec)...)
+	all = append(all, p.Rules.problems()...)
 	return append(all, p.Overrides.problems()...)
+}
+
+func (l Limits) problems() (all []error) {
+	for _, n := range []struct {
+		field string
+		value *int
+	}{{"maxWorkers", l.MaxWorkers}, {"maxWaiting", l.MaxWaiting}} {
+		if n.value != nil && *n.value < 0 {
+			all = append(all, fmt.Errorf("limits.%s: %d is less than zero", n.field, *n.value))
+		}
+	}
+	return all
+}
+
+func (r Rules) problems() (all []string) {
+	for _, n := range []struct {
+		field string
+		value *int
+	}{{"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}} {
+		if n.value != nil && *n.value < 0 {
+			all = append(all, fmt.Sprintf(".%s: %d is less than zero", n.field, *n.value))
+		}
+	}
+	return all
 }
 
 func containerProblems(spec corev1.PodSpec) []string {
@@ -223,27 +280,28 @@ func containerProblems(spec corev1.PodSpec) []string {
 	seen := map[string]bool{}
 	list := func(where string, containers []corev1.Container) {
 		for i, c := range containers {
-			at := fmt.Sprintf("template.spec.%s[%d]", where, i)
+			at := fmt.Sprintf(".template.spec.%s[%d]", where, i)
 			switch bad := validation.IsDNS1123Label(c.Name); {
 			case c.Name == "":
-				all = append(all, at+": it has no name")
+				all = append(all, at+".name: the container has no name")
 			case len(bad) > 0:
-				all = append(all, fmt.Sprintf("%s: name %s: %s", at, c.Name, strings.Join(bad, "; ")))
+				all = append(all, fmt.Sprintf("%s.name: %s: %s", at, c.Name, strings.Join(bad, "; ")))
 			case seen[c.Name]:
-				all = append(all, fmt.Sprintf("%s: name %s is taken by another container", at, c.Name))
+				all = append(all, fmt.Sprintf("%s.name: %s is taken by another container", at, c.Name))
 			}
 			seen[c.Name] = true
 			if c.Image == "" {
-				all = append(all, at+": it has no image (only the worker container takes it from OTTO_AGENT_IMAGE)")
+				all = append(all, at+".image: the container has none (only the worker container takes it from OTTO_AGENT_IMAGE)")
 			}
-			for _, env := range c.Env {
+			for j, env := range c.Env {
 				if reservedVariable(env.Name) {
-					all = append(all, fmt.Sprintf("%s: variable %s is set by Ottoscaler", at, env.Name))
+					all = append(all, fmt.Sprintf("%s.env[%d].name: variable %s is set by Ottoscaler", at, j, env.Name))
 				}
 			}
-			for name, limit := range c.Resources.Limits {
+			for _, name := range slices.Sorted(maps.Keys(c.Resources.Limits)) {
+				limit := c.Resources.Limits[name]
 				if request, both := c.Resources.Requests[name]; both && request.Cmp(limit) > 0 {
-					all = append(all, fmt.Sprintf("%s: resources: the request for %s (%s) exceeds its limit (%s)", at, name, request.String(), limit.String()))
+					all = append(all, fmt.Sprintf("%s.resources.requests.%s: %s exceeds the limit, which is %s", at, name, request.String(), limit.String()))
 				}
 			}
 		}
@@ -256,15 +314,15 @@ func containerProblems(spec corev1.PodSpec) []string {
 func (o Overrides) problems() []string {
 	var all []string
 	for field, patterns := range map[string][]string{"image": o.Image, "env": o.Env} {
-		for _, pattern := range patterns {
+		for i, pattern := range patterns {
 			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
-				all = append(all, fmt.Sprintf("overrides.%s: %q is no valid pattern", field, pattern))
+				all = append(all, fmt.Sprintf(".overrides.%s[%d]: %q is no valid pattern", field, i, pattern))
 			}
 		}
 	}
 	for field, most := range map[string]*resource.Quantity{"maxCPU": o.MaxCPU, "maxMemory": o.MaxMemory} {
 		if most != nil && most.Sign() <= 0 {
-			all = append(all, fmt.Sprintf("overrides.%s: %s is not more than zero", field, most))
+			all = append(all, fmt.Sprintf(".overrides.%s: %s is not more than zero", field, most))
 		}
 	}
 	slices.Sort(all)

@@ -124,6 +124,9 @@ func (f *PoolFile) reload(ctx context.Context) {
 	case err == nil:
 		f.current.Store(pools)
 		f.report(nil)
+		if m := f.manager.Load(); m != nil {
+			m.capacity.signal() // there may be more places
+		}
 		f.log.InfoContext(ctx, "pool file adopted", "pools", strings.Join(pools.Names(), ","))
 	case bytes.Equal(before, f.content) && !errors.Is(err, os.ErrNotExist):
 		return // said before

@@ -34,7 +34,7 @@ func ReleaseAll(ctx context.Context, pods corev1client.PodsGetter, namespace, in
 		if err != nil && ctx.Err() == nil {
 			log.WarnContext(ctx, "cannot watch pods, trying again", "err", err)
 		}
-	}, func(ref) {})
+	}, indifferent{})
 	if err != nil {
 		return fmt.Errorf("preparing the watch on pods: %w", err)
 	}
@@ -58,7 +58,7 @@ func ReleaseAll(ctx context.Context, pods corev1client.PodsGetter, namespace, in
 func ReleaseRest(ctx context.Context, pods corev1client.PodsGetter, namespace, instance, main string, timeout time.Duration, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cluster, err := newCluster(pods, namespace, instance, func(error) {}, func(ref) {})
+	cluster, err := newCluster(pods, namespace, instance, func(error) {}, indifferent{})
 	if err != nil {
 		return fmt.Errorf("preparing to read pods: %w", err)
 	}
@@ -92,6 +92,12 @@ func (r *releaser) awaitNone(ctx context.Context, selector string) error {
 
 // awaitMain paces the looks at a main pod that drains.
 var awaitMain = backoff.Policy{Initial: 100 * time.Millisecond, Max: time.Second}
+
+// indifferent is an [observer] that does nothing.
+type indifferent struct{}
+
+func (indifferent) observe(*corev1.Pod) {}
+func (indifferent) gone(ref)            {}
 
 type releaser struct {
 	cluster *cluster

@@ -270,12 +270,22 @@ func (a *action) createOne(ctx context.Context, b *builder, index int) (*corev1.
 		a.metrics.creates.WithLabelValues("existed").Inc()
 		return p, false, nil
 	}
-	p, created, err := a.cluster.create(ctx, b.build(index))
+	worker := b.build(index)
+	wait, err := a.capacity.reserve(worker.Name, scopeOf(worker))
+	if err != nil {
+		return nil, false, err
+	}
+	if wait != "" {
+		gate(worker, wait)
+	}
+	p, created, err := a.cluster.create(ctx, worker)
 	switch {
 	case err != nil:
+		a.capacity.failed(worker.Name, refused(err))
 		a.metrics.creates.WithLabelValues("failed").Inc()
 		return nil, false, err
 	case created:
+		a.capacity.created(p)
 		a.metrics.creates.WithLabelValues("created").Inc()
 		if d, known := sinceEvent(e.ID, time.Now()); known {
 			a.metrics.eventToPod.Observe(d.Seconds())
@@ -283,6 +293,11 @@ func (a *action) createOne(ctx context.Context, b *builder, index int) (*corev1.
 		return p, true, nil
 	}
 	a.metrics.creates.WithLabelValues("existed").Inc()
+	if ours(p, a.cluster.instance) {
+		a.capacity.created(p)
+	} else {
+		a.capacity.failed(worker.Name, true)
+	}
 	switch owner := p.Annotations[pod.AnnotationEventID]; {
 	case ours(p, a.cluster.instance) && owner == e.ID:
 		return p, false, nil
@@ -319,7 +334,11 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 	if len(victims) == 0 {
 		return "no worker removed: there are no more than that", nil
 	}
-	return fmt.Sprintf("%d %s removed", len(victims), plural(len(victims))), nil
+	message := fmt.Sprintf("%d %s removed", len(victims), plural(len(victims)))
+	if n := value(e.PodCount, 0); len(victims) < n {
+		message += fmt.Sprintf(", of %d asked for: there were no more", n)
+	}
+	return message, nil
 }
 
 // removeAll marks all victims and then deletes them, and returns how many

@@ -28,8 +28,10 @@ const (
 
 // Faults breaks calls to the API server. The zero value breaks none.
 type Faults struct {
-	mu    sync.Mutex
-	rules []*rule
+	mu      sync.Mutex
+	rules   []*rule
+	hung    map[string]chan struct{} // by method; closed when it may go on
+	hanging int                      // calls that hang
 }
 
 type rule struct {
@@ -54,6 +56,50 @@ func (f *Faults) Repair() {
 	f.rules = nil
 }
 
+// Hang has calls with an HTTP method hang, until they are cancelled or resume is
+// called.
+func (f *Faults) Hang(method string) (resume func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hung == nil {
+		f.hung = make(map[string]chan struct{})
+	}
+	until := make(chan struct{})
+	f.hung[method] = until
+	return sync.OnceFunc(func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.hung, method)
+		close(until)
+	})
+}
+
+// Hanging returns how many calls hang.
+func (f *Faults) Hanging() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hanging
+}
+
+// hang blocks for as long as the call is to hang.
+func (f *Faults) hang(r *http.Request) {
+	f.mu.Lock()
+	until := f.hung[r.Method]
+	if until == nil {
+		f.mu.Unlock()
+		return
+	}
+	f.hanging++
+	f.mu.Unlock()
+	select {
+	case <-until:
+	case <-r.Context().Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hanging--
+}
+
 func (f *Faults) next(method string) Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -73,6 +119,7 @@ func (f *Faults) next(method string) Fault {
 
 func (f *Faults) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		f.hang(r)
 		switch f.next(r.Method) {
 		case NotDone:
 			return nil, ErrBroken
