@@ -10,8 +10,8 @@ import (
 
 const (
 	// maxPrefix keeps a name within the 63 bytes that a host name may have, for
-	// an index of up to nine digits.
-	maxPrefix  = 40
+	// an index of up to nine digits, and the number of an attempt of up to four.
+	maxPrefix  = 34
 	hashLength = 12
 	// maxLabelValue is Kubernetes' limit.
 	maxLabelValue = 63

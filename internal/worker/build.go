@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -29,6 +30,7 @@ const (
 	envReason      = "OTTO_REASON"
 	envTimestamp   = "OTTO_TIMESTAMP"
 	envPriority    = "OTTO_PRIORITY"
+	envAttempt     = "OTTO_ATTEMPT"
 	envTraceparent = "TRACEPARENT"
 	envMetaPrefix  = "OTTO_META_"
 )
@@ -38,7 +40,7 @@ const (
 func reservedVariable(name string) bool {
 	switch name {
 	case envTaskID, envPool, envEventID, envIndex, envName, envRepository, envCommitSHA, envTriggeredBy,
-		envReason, envTimestamp, envPriority, envTraceparent:
+		envReason, envTimestamp, envPriority, envAttempt, envTraceparent:
 		return true
 	}
 	return strings.HasPrefix(name, envMetaPrefix)
@@ -65,6 +67,10 @@ func newBuilder(e scaleevent.Event, p *Pool, namespace, instance string) (*build
 	b.base = &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 	b.base.Namespace = namespace
 	b.base.Finalizers = append(b.base.Finalizers, pod.FinalizerLogs)
+	if limit := p.TimeLimit; limit != nil && b.base.Spec.ActiveDeadlineSeconds == nil {
+		seconds := int64(math.Ceil(limit.Seconds()))
+		b.base.Spec.ActiveDeadlineSeconds = &seconds
+	}
 	b.label()
 	b.annotate()
 	agent := &b.base.Spec.Containers[p.agent]
@@ -146,6 +152,10 @@ func (b *builder) annotate() {
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldTriggeredBy, e.TriggeredBy)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldReason, e.Reason)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldTimestamp, e.Timestamp)
+	set(pod.AnnotationNode, b.base.Spec.NodeName)
+	if e.TargetReplicas != nil {
+		annotations[pod.AnnotationTarget] = strconv.Itoa(*e.TargetReplicas)
+	}
 	if e.Priority != 0 {
 		annotations[pod.AnnotationFieldPrefix+scaleevent.FieldPriority] = strconv.Itoa(e.Priority)
 	}
@@ -159,6 +169,7 @@ func (b *builder) environment() []corev1.EnvVar {
 		{Name: envPool, Value: b.pool.Name},
 		{Name: envEventID, Value: e.ID},
 		{Name: envPriority, Value: strconv.Itoa(e.Priority)},
+		{Name: envAttempt, Value: "1"},
 	}
 	add := func(name, value string) {
 		taken := slices.ContainsFunc(env, func(v corev1.EnvVar) bool { return v.Name == name })

@@ -29,7 +29,7 @@ func (s *system) usePools(file string) {
 	workertest.Eventually(s.t, "the pool file is adopted", func() bool { return s.log.lines("pool file adopted") > before })
 }
 
-const pools = `{default: %s, other: {template: {spec: {containers: [{name: agent}]}}}}`
+const pools = `{default: %s, other: {template: {spec: {containers: [{name: agent}]}}}, unbound: {pendingLimit: 2s, retries: {infrastructure: 1, backoff: 10ms}, template: {spec: {schedulerName: nobody, containers: [{name: agent}]}}}}`
 
 func (s *system) useRules(limits, rules string) {
 	s.t.Helper()

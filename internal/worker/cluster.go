@@ -391,6 +391,7 @@ func (c *cluster) ungate(ctx context.Context, p *corev1.Pod) error {
 		{"op": "remove", "path": fmt.Sprintf("/spec/schedulingGates/%d", at)},
 		{"op": "add", "path": reason, "value": ""}, // or removing it fails where somebody did
 		{"op": "remove", "path": reason},
+		{"op": "add", "path": "/metadata/annotations/" + strings.ReplaceAll(pod.AnnotationAdmitted, "/", "~1"), "value": time.Now().UTC().Format(time.RFC3339)},
 	})
 	if err != nil {
 		return fmt.Errorf("ungating pod %s: %w", p.Name, err)
@@ -433,26 +434,28 @@ func (c *cluster) remove(ctx context.Context, r ref) error {
 	return nil
 }
 
-// release takes our finalizer off the pod as it was seen. It fails with errChanged
-// if the pod has changed since, and returns nil if that very pod is gone.
-func (c *cluster) release(ctx context.Context, p *corev1.Pod) error {
+// release takes our finalizer off the pod as it was seen, and adds annotations. It
+// fails with errChanged if the pod has changed since, and returns nil if that very
+// pod is gone.
+func (c *cluster) release(ctx context.Context, p *corev1.Pod, annotations map[string]string) error {
 	rest := slices.DeleteFunc(slices.Clone(p.Finalizers), func(f string) bool { return f == pod.FinalizerLogs })
-	patch, err := json.Marshal([]map[string]any{
-		{"op": "test", "path": "/metadata/uid", "value": p.UID},
-		{"op": "test", "path": "/metadata/resourceVersion", "value": p.ResourceVersion},
-		{"op": "replace", "path": "/metadata/finalizers", "value": rest},
-	})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid":             p.UID,
+		"resourceVersion": p.ResourceVersion,
+		"finalizers":      rest,
+		"annotations":     annotations,
+	}})
 	if err != nil {
 		return fmt.Errorf("releasing pod %s: %w", p.Name, err)
 	}
 	err = c.write(ctx, c.changes, func(ctx context.Context) error {
-		_, err := c.client.Patch(ctx, p.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+		_, err := c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})
 	switch {
 	case err == nil, apierrors.IsNotFound(err):
 		return nil
-	case apierrors.IsInvalid(err), apierrors.IsConflict(err): // what a failed test is
+	case apierrors.IsConflict(err):
 		return fmt.Errorf("releasing pod %s: %w", p.Name, errChanged)
 	default:
 		return fmt.Errorf("releasing pod %s: %w", p.Name, err)

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/util/workqueue"
@@ -39,8 +40,14 @@ type Settlements interface {
 	AwaitSettled(ctx context.Context, ids ...string) error
 }
 
-// Options are what a [Manager] is made of. All fields are required, except that
-// Report may be nil.
+// A Recorder writes Kubernetes Events; those of client-go's record package do. It
+// must not block.
+type Recorder interface {
+	Eventf(object runtime.Object, eventtype, reason, messageFmt string, args ...any)
+}
+
+// Options are what a [Manager] is made of. All fields are required, except
+// where they say what nil means.
 type Options struct {
 	// Pods is where workers live, in Namespace.
 	Pods corev1client.PodsGetter
@@ -57,6 +64,11 @@ type Options struct {
 	Events Settlements
 	// Workers is where workers are offered to be followed.
 	Workers queue.Queue[queue.Worker]
+	// Ended is told how each worker ended, before its pod is let go of. It is told
+	// again after an error, and maybe after a crash. Nil means nobody.
+	Ended func(ctx context.Context, end End) error
+	// Recorder writes Kubernetes Events about workers. Nil means none.
+	Recorder Recorder
 	// Registerer takes the metrics.
 	Registerer prometheus.Registerer
 	// Report is told how a part is; nil means well.
@@ -82,6 +94,9 @@ type Manager struct {
 	work            workqueue.TypedRateLimitingInterface[ref]
 	capacity        *capacity
 	locks           locks
+	retries         locks // by pod: whether there is another attempt is decided by one at a time
+	ended           func(ctx context.Context, end End) error
+	recorder        Recorder
 
 	mu         sync.Mutex
 	lives      map[types.UID]*life // guarded by mu
@@ -97,11 +112,19 @@ func New(opts Options) (*Manager, error) {
 	if opts.Report == nil {
 		opts.Report = func(string, error) {}
 	}
+	if opts.Ended == nil {
+		opts.Ended = func(context.Context, End) error { return nil }
+	}
+	if opts.Recorder == nil {
+		opts.Recorder = silent{}
+	}
 	m := &Manager{
 		pools:           opts.Pools,
 		events:          opts.Events,
 		offers:          opts.Workers,
 		logDrainTimeout: opts.LogDrainTimeout,
+		ended:           opts.Ended,
+		recorder:        opts.Recorder,
 		metrics:         newMetrics(opts.Registerer),
 		report:          opts.Report,
 		log:             opts.Log,
@@ -121,6 +144,11 @@ func New(opts Options) (*Manager, error) {
 	opts.Pools.manager.Store(m)
 	return m, nil
 }
+
+// silent is a [Recorder] that writes nothing.
+type silent struct{}
+
+func (silent) Eventf(runtime.Object, string, string, string, ...any) {}
 
 // observe implements [observer].
 func (m *Manager) observe(p *corev1.Pod) {

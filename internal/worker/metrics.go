@@ -19,6 +19,7 @@ type metrics struct {
 	logsAbandoned prometheus.Counter
 	poolReloads   *prometheus.CounterVec
 	ungated       prometheus.Counter
+	retries       *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -50,8 +51,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		finished: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_finished_total",
-			Help: "Workers that came to an end, by how: succeeded, failed or deleted.",
-		}, []string{"end"}),
+			Help: "Workers that came to an end, by its class, such as succeeded, exit_code or evicted.",
+		}, []string{"class"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_retries_total",
+			Help: "Workers that were tried again as a new pod, by the class of the end before.",
+		}, []string{"class"}),
 		logsAbandoned: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_logs_abandoned_total",
 			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
@@ -65,7 +70,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Readings of a changed pool file by result: adopted or refused.",
 		}, []string{"result"}),
 	}
-	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads, m.ungated)
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads, m.ungated, m.retries)
 	// Both are of use from the start: a rate needs a first value.
 	m.poolReloads.WithLabelValues("adopted")
 	m.poolReloads.WithLabelValues("refused")

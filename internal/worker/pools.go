@@ -8,9 +8,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	jsonstrict "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -73,7 +75,37 @@ type Rules struct {
 	MaxWorkers *int `json:"maxWorkers,omitempty"`
 	// MaxWorkersPerTask is the same for the workers of each task in the pool.
 	MaxWorkersPerTask *int `json:"maxWorkersPerTask,omitempty"`
+	// TimeLimit is how long a worker may run, unless its template has an
+	// activeDeadlineSeconds; nil means for ever.
+	TimeLimit *metav1.Duration `json:"timeLimit,omitempty"`
+	// PendingLimit is how long a worker that has a place may take to start; nil means
+	// [DefaultPendingLimit].
+	PendingLimit *metav1.Duration `json:"pendingLimit,omitempty"`
+	// KeepFinished is how long the pod of a worker is kept after its end, when all
+	// else is done; nil means not at all.
+	KeepFinished *metav1.Duration `json:"keepFinished,omitempty"`
+	// Retries say what is tried again.
+	Retries Retries `json:"retries,omitempty"`
 }
+
+// Retries say how often a worker is tried again, each time as a new pod.
+type Retries struct {
+	// Infrastructure is how often that is for failures that are nobody's fault who
+	// wrote the worker; nil means [DefaultInfrastructureRetries].
+	Infrastructure *int `json:"infrastructure,omitempty"`
+	// Failures is how often that is for the worker's own failures.
+	Failures int `json:"failures,omitempty"`
+	// Backoff is the pause before the first of them; it doubles with each. Nil means
+	// [DefaultRetryBackoff].
+	Backoff *metav1.Duration `json:"backoff,omitempty"`
+}
+
+// What holds where a pool says nothing.
+const (
+	DefaultPendingLimit          = 15 * time.Minute
+	DefaultInfrastructureRetries = 3
+	DefaultRetryBackoff          = 10 * time.Second
+)
 
 // Overrides is the policy of a pool. The zero value allows nothing.
 type Overrides struct {
@@ -126,6 +158,9 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
 		p := &Pool{Name: name, Rules: file.Pools[name].Rules, Overrides: file.Pools[name].Overrides, Template: file.Pools[name].Template}
 		p.complete(agentImage)
+		if limited := p.MaxWorkers != nil || p.MaxWorkersPerTask != nil || file.Limits.MaxWorkers != nil; limited && p.Template.Spec.NodeName != "" {
+			problems = append(problems, fmt.Errorf("pools.%s.template.spec.nodeName: a worker that is bound to a node cannot wait for a place, so it goes with no limit: use nodeSelector", name))
+		}
 		for _, problem := range p.problems() {
 			problems = append(problems, fmt.Errorf("pools.%s%s", name, problem))
 		}
@@ -267,9 +302,21 @@ func (r Rules) problems() (all []string) {
 	for _, n := range []struct {
 		field string
 		value *int
-	}{{"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}} {
+	}{{"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}, {"retries.infrastructure", r.Retries.Infrastructure}, {"retries.failures", &r.Retries.Failures}} {
 		if n.value != nil && *n.value < 0 {
 			all = append(all, fmt.Sprintf(".%s: %d is less than zero", n.field, *n.value))
+		}
+	}
+	for _, d := range []struct {
+		field string
+		value *metav1.Duration
+		least time.Duration
+	}{
+		{"timeLimit", r.TimeLimit, time.Second}, {"pendingLimit", r.PendingLimit, time.Second},
+		{"keepFinished", r.KeepFinished, 0}, {"retries.backoff", r.Retries.Backoff, 0},
+	} {
+		if d.value != nil && d.value.Duration < d.least {
+			all = append(all, fmt.Sprintf(".%s: %s is less than %s", d.field, d.value.Duration, d.least))
 		}
 	}
 	return all

@@ -24,6 +24,8 @@ const (
 	// reread catches what notifications missed; there are none on some network
 	// file systems, and a node has a limited number of them.
 	reread = time.Minute
+	// rereadUnnotified is for when there are none at all.
+	rereadUnnotified = 2 * time.Second
 )
 
 // A PoolFile is the pool file as it was last found valid. All methods may be
@@ -75,7 +77,11 @@ func (f *PoolFile) read() (*Pools, error) {
 func (f *PoolFile) Run(ctx context.Context) error {
 	changes, closeWatch := f.watch(ctx)
 	defer closeWatch()
-	ticker := time.NewTicker(reread)
+	every := reread
+	if changes == nil {
+		every = rereadUnnotified
+	}
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	rest := time.NewTimer(settleFor) // once at first: it may have changed since it was loaded
 	defer rest.Stop()
@@ -107,7 +113,7 @@ func (f *PoolFile) watch(ctx context.Context) (<-chan fsnotify.Event, func()) {
 		}
 		err = errors.Join(err, watcher.Close())
 	}
-	f.log.WarnContext(ctx, "no notifications about the pool file, reading it every minute instead", "err", err)
+	f.log.WarnContext(ctx, "no notifications about the pool file, reading it every two seconds instead", "err", err)
 	return nil, func() {}
 }
 

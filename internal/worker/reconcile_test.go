@@ -100,7 +100,7 @@ func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
 	e := down("task", 1)
 	s.events.set(e.ID, true)
 	s.done(e, 1)
-	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "end=deleted") == 1 })
+	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "end=removed") == 1 })
 	r.finish(d)
 	time.Sleep(300 * time.Millisecond)
 	if s.get(name) == nil {

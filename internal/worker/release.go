@@ -203,7 +203,7 @@ func (r *releaser) stripSome(ctx context.Context, workers []corev1.Pod) error {
 			if err != nil || now == nil || !held(now) {
 				return err
 			}
-			return r.cluster.release(ctx, now)
+			return r.cluster.release(ctx, now, nil)
 		})
 	}
 	return group.Wait()

@@ -389,6 +389,9 @@ func (a *action) removeAll(ctx context.Context, victims []*corev1.Pod) (removed 
 // another event, or left by itself, fails with errChanged: the next delivery
 // plans anew.
 func (a *action) mark(ctx context.Context, victim *corev1.Pod) (*corev1.Pod, error) {
+	if retryDue(victim) {
+		defer a.retries.lock(victim.Name)() // or its next attempt begins meanwhile
+	}
 	marks := map[string]string{pod.AnnotationScaledDownBy: a.event.ID}
 	if a.event.IdempotencyKey != "" {
 		marks[pod.AnnotationScaledDownKey] = a.event.IdempotencyKey
@@ -398,7 +401,7 @@ func (a *action) mark(ctx context.Context, victim *corev1.Pod) (*corev1.Pod, err
 		if victim.Annotations[pod.AnnotationScaledDownBy] == a.event.ID {
 			return victim, nil
 		}
-		if !live(victim) {
+		if !live(victim) && !retryDue(victim) {
 			return nil, fmt.Errorf("marking pod %s: %w", victim.Name, errChanged)
 		}
 		marked, err := a.cluster.annotate(ctx, victim, marks)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
@@ -55,6 +56,7 @@ type system struct {
 	workers  *queuetest.Faulty[queue.Worker]
 	pools    string // path
 	log      *logs
+	ends     *ends
 	stop     func()
 
 	t testing.TB
@@ -64,7 +66,7 @@ type system struct {
 // another one there, as after a crash.
 func start(t testing.TB, drain time.Duration, before *system, labels map[string]string) *system {
 	t.Helper()
-	s := &system{t: t, registry: prometheus.NewRegistry(), log: &logs{}}
+	s := &system{t: t, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{}}
 	if before != nil {
 		before.stop()
 		s.Space, s.events, s.workers, s.pools = before.Space, before.events, before.workers, before.pools
@@ -85,6 +87,7 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 	s.manager, err = worker.New(worker.Options{
 		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
 		Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
+		Ended: s.ends.add, Recorder: s.ends,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -163,6 +166,52 @@ func (s *system) get(name string) *corev1.Pod {
 		}
 	}
 	return nil
+}
+
+// ends notes what is told of the workers' ends.
+type ends struct {
+	mu      sync.Mutex
+	ends    []worker.End
+	events  []string
+	failing error
+}
+
+func (e *ends) add(_ context.Context, end worker.End) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.failing != nil {
+		return e.failing
+	}
+	e.ends = append(e.ends, end)
+	return nil
+}
+
+// Eventf implements worker.Recorder.
+func (e *ends) Eventf(object runtime.Object, _, reason, format string, args ...any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	name := "?"
+	if p, ok := object.(*corev1.Pod); ok {
+		name = p.Name
+	}
+	e.events = append(e.events, name+" "+reason+": "+fmt.Sprintf(format, args...))
+}
+
+// of returns what was told of a pod.
+func (e *ends) of(name string) (ends []worker.End, events []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, end := range e.ends {
+		if end.Name == name {
+			ends = append(ends, end)
+		}
+	}
+	for _, event := range e.events {
+		if strings.HasPrefix(event, name+" ") {
+			events = append(events, event)
+		}
+	}
+	return ends, events
 }
 
 // settlements says which events are open.

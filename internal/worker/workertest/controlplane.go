@@ -162,15 +162,28 @@ func (s *Space) Workers() []corev1.Pod {
 	return list.Items
 }
 
-// Set plays the kubelet: it writes a pod's phase, and its containers' end once
-// that is an end.
-func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
+// SetStatus plays the kubelet, and whoever else writes a pod's status.
+func (s *Space) SetStatus(name string, change func(p *corev1.Pod)) {
 	s.t.Helper()
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // others write as well
 		p, err := s.Client.Pods(s.Namespace).Get(s.t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
+		change(p)
+		_, err = s.Client.Pods(s.Namespace).UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
+		s.t.Fatalf("setting the status of pod %s: %v", name, err)
+	}
+}
+
+// Set plays the kubelet: it writes a pod's phase, and its containers' end once
+// that is an end.
+func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
+	s.t.Helper()
+	s.SetStatus(name, func(p *corev1.Pod) {
 		p.Status.Phase = phase
 		p.Status.ContainerStatuses = nil
 		for _, c := range p.Spec.Containers {
@@ -182,12 +195,7 @@ func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
 			}
 			p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, status)
 		}
-		_, err = s.Client.Pods(s.Namespace).UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
-		return err
 	})
-	if err != nil {
-		s.t.Fatalf("setting pod %s to %s: %v", name, phase, err)
-	}
 }
 
 // Eventually fails the test unless cond holds within ten seconds.
