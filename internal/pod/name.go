@@ -34,6 +34,17 @@ func Name(instance, pool, origin string, index int) string {
 	return prefix + "-" + hash(instance, origin) + "-" + strconv.Itoa(index)
 }
 
+// LeaderLease returns the name of the Lease by which one scaler of an installation
+// leads the others.
+func LeaderLease(instance string) string {
+	if len(instance) > maxLabelValue || !validHostName.MatchString(instance) {
+		instance = "hash-" + hash(instance)
+	}
+	return instance + "-scaler"
+}
+
+var validHostName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
+
 var validLabelValue = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$`)
 
 // LabelValue returns s, or a hash of it where s is no valid label value.

@@ -22,9 +22,6 @@ const (
 // admit gives places to workers that wait, whenever one may be free, until ctx is
 // done.
 func (m *Manager) admit(ctx context.Context) error {
-	if err := m.Synced(ctx); err != nil {
-		return nil // told to stop before it began
-	}
 	for {
 		select {
 		case <-ctx.Done():

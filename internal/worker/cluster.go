@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,10 +17,12 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/watch"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
@@ -32,11 +35,11 @@ const (
 	// seenTimeout bounds the wait for the cache to show our own writes. It takes
 	// milliseconds unless the watch is broken.
 	seenTimeout = 10 * time.Second
-	// maxWrites bounds how many writes are under way at once. The API server has
-	// fairness of its own, and answers 429 when that is too much for it. A quarter
-	// is for whatever frees places, so that no scale_down waits behind scale_ups.
-	maxWrites = 128
 )
+
+// DefaultMaxWrites bounds how many writes are under way at once. The API server
+// has fairness of its own, and answers 429 when that is too much for it.
+const DefaultMaxWrites = 128
 
 // errCacheBehind says that the cache does not show our own writes yet.
 var errCacheBehind = errors.New("the watch on pods is behind: it does not show what was just written")
@@ -109,6 +112,9 @@ type cluster struct {
 	namespace string
 	instance  string
 	informer  cache.SharedIndexInformer
+	mayWrite  func() error
+	halted    context.Context // ends when no write may go on; it is no call's context
+	halt      context.CancelFunc
 	creates   chan struct{} // one element for each create under way
 	changes   chan struct{} // one element for each other write under way
 
@@ -120,6 +126,12 @@ type waiter struct {
 	cond func(*corev1.Pod) bool // nil: there is no such pod
 	done chan struct{}
 	once sync.Once
+}
+
+// allow bounds how many writes are under way at once.
+func (c *cluster) allow(writes int) {
+	c.creates = make(chan struct{}, max(1, writes*3/4))
+	c.changes = make(chan struct{}, max(1, writes/4))
 }
 
 // An observer is told about every change of a worker in the cache, in order. It
@@ -134,15 +146,16 @@ type observer interface {
 // newCluster starts nothing. Report is told about every list and watch: nil when
 // it worked.
 func newCluster(client corev1client.PodsGetter, namespace, instance string, report func(error), observer observer) (*cluster, error) {
+	halted, halt := context.WithCancel(context.Background())
 	c := &cluster{
+		halted: halted, halt: halt, mayWrite: func() error { return nil },
 		client:    client.Pods(namespace),
 		selector:  pod.Selector(instance),
 		namespace: namespace,
 		instance:  instance,
-		creates:   make(chan struct{}, maxWrites*3/4),
-		changes:   make(chan struct{}, maxWrites/4),
 		waiters:   make(map[string]map[*waiter]struct{}),
 	}
+	c.allow(DefaultMaxWrites)
 	listWatch := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.LabelSelector = c.selector
@@ -220,6 +233,47 @@ func (c *cluster) synced(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return nil
+}
+
+// catchUp blocks until the cache shows what the API server has now. Right after
+// another scaler has led, it may not show that one's last writes yet.
+func (c *cluster) catchUp(ctx context.Context) error {
+	for range backoff.Default.Attempts(ctx) {
+		before := c.all()
+		pods, err := c.listAll(ctx)
+		if err != nil {
+			continue // the watch says so
+		}
+		if c.shows(ctx, pods, before) == nil {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// shows waits a moment for the cache to show pods as they are in a list, and none
+// of those that were in the cache before and are not in the list.
+func (c *cluster) shows(ctx context.Context, list []corev1.Pod, before []*corev1.Pod) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // one may be gone since the list was made
+	defer cancel()
+	listed := make(map[types.UID]bool, len(list))
+	pods := make([]*corev1.Pod, 0, len(list))
+	for i := range list {
+		listed[list[i].UID] = true
+		pods = append(pods, &list[i])
+	}
+	err := c.awaitSeen(ctx, pods, func(wrote, seen *corev1.Pod) bool {
+		if seen == nil || seen.UID != wrote.UID {
+			return seen != nil
+		}
+		order, err := resourceversion.CompareResourceVersion(seen.ResourceVersion, wrote.ResourceVersion)
+		return err != nil || order >= 0
+	})
+	if err != nil {
+		return err
+	}
+	gone := slices.DeleteFunc(before, func(p *corev1.Pod) bool { return listed[p.UID] })
+	return c.awaitSeen(ctx, gone, func(was, seen *corev1.Pod) bool { return seen == nil || seen.UID != was.UID })
 }
 
 // get returns the cached pod of that name, or nil.
@@ -322,11 +376,15 @@ func (c *cluster) write(ctx context.Context, places chan struct{}, call func(ctx
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", errNotSent, ctx.Err())
 	}
-	if err := ctx.Err(); err != nil {
+	if err := cmp.Or(ctx.Err(), c.halted.Err()); err != nil {
+		return fmt.Errorf("%w: %w", errNotSent, err)
+	}
+	if err := c.mayWrite(); err != nil {
 		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
+	defer context.AfterFunc(c.halted, cancel)()
 	return call(ctx)
 }
 

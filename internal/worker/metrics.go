@@ -18,6 +18,7 @@ type metrics struct {
 	finished      *prometheus.CounterVec
 	logsAbandoned prometheus.Counter
 	poolReloads   *prometheus.CounterVec
+	poolRefused   prometheus.Gauge
 	ungated       prometheus.Counter
 	retries       *prometheus.CounterVec
 }
@@ -61,6 +62,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "ottoscaler_worker_logs_abandoned_total",
 			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
 		}),
+		poolRefused: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ottoscaler_worker_pool_file_refused",
+			Help: "Whether the pool file as it is now is refused (1), so that an earlier version of it is in force.",
+		}),
 		ungated: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_ungated_total",
 			Help: "Workers that had waited for a place in their pool and got it.",
@@ -70,7 +75,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Help: "Readings of a changed pool file by result: adopted or refused.",
 		}, []string{"result"}),
 	}
-	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads, m.ungated, m.retries)
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.poolReloads, m.poolRefused, m.ungated, m.retries)
 	// Both are of use from the start: a rate needs a first value.
 	m.poolReloads.WithLabelValues("adopted")
 	m.poolReloads.WithLabelValues("refused")

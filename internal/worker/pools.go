@@ -69,6 +69,8 @@ type Pool struct {
 // Rules are for how many workers a pool has and what becomes of them. The zero
 // value sets no bound, and tries nothing again.
 type Rules struct {
+	// MinWorkers is how many workers of the pool there are whatever events say.
+	MinWorkers int `json:"minWorkers,omitempty"`
 	// MaxWorkers is the most workers of the pool that may take a place at once; nil
 	// means any number. A worker takes its place from its creation, or from when it
 	// has waited for one, to its end.
@@ -302,7 +304,7 @@ func (r Rules) problems() (all []string) {
 	for _, n := range []struct {
 		field string
 		value *int
-	}{{"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}, {"retries.infrastructure", r.Retries.Infrastructure}, {"retries.failures", &r.Retries.Failures}} {
+	}{{"minWorkers", &r.MinWorkers}, {"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}, {"retries.infrastructure", r.Retries.Infrastructure}, {"retries.failures", &r.Retries.Failures}} {
 		if n.value != nil && *n.value < 0 {
 			all = append(all, fmt.Sprintf(".%s: %d is less than zero", n.field, *n.value))
 		}

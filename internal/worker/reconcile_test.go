@@ -197,7 +197,7 @@ func TestMarkedWorkerWhoseEventHasEndedIsRemoved(t *testing.T) {
 
 func TestChangedPoolFileIsAdoptedAndABadOneIsNot(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
-	write(t, s.pools, poolFile+"  fresh:\n    template: {spec: {containers: [{name: agent}]}}\n")
+	write(t, s.pools, smallPools+"  fresh:\n    template: {spec: {containers: [{name: agent}]}}\n")
 	workertest.Eventually(t, "the new pool is there", func() bool { return s.log.lines("pool file adopted", "fresh") == 1 })
 	e := up("task", 1)
 	e.Pool = "fresh"
@@ -205,21 +205,33 @@ func TestChangedPoolFileIsAdoptedAndABadOneIsNot(t *testing.T) {
 
 	write(t, s.pools, "pools: {fresh: {template: {spec: {}}}, other: {template: 7}}")
 	workertest.Eventually(t, "the bad file is refused", func() bool { return s.log.lines("level=ERROR", "pool file refused") == 1 })
+	if n := s.metric("ottoscaler_worker_pool_file_refused"); n != 1 {
+		t.Errorf("the metric says %v, want 1", n)
+	}
+	if _, events := s.ends.of("scaler-pod"); len(events) != 1 || !strings.Contains(events[0], "PoolFileRefused: the one before stays in force") {
+		t.Errorf("Kubernetes Events: %q", events)
+	}
+	write(t, s.pools, smallPools+"  fresh:\n    template: {spec: {activeDeadlineSeconds: -5, containers: [{name: agent}]}}\n")
+	workertest.Eventually(t, "what the API server refuses is refused", func() bool {
+		return s.log.lines("level=ERROR", "pool file refused", "pools.fresh.template.spec.activeDeadlineSeconds: ") == 1
+	})
 	e = up("task", 1)
 	e.Pool = "fresh"
 	s.done(e, 1)
 	s.mustHave(2)
-	if n := s.metric("ottoscaler_worker_pool_reloads_total"); n != 2 {
-		t.Errorf("%v readings counted, want 2", n)
+	if n := s.metric("ottoscaler_worker_pool_reloads_total"); n != 3 {
+		t.Errorf("%v readings counted, want 3", n)
 	}
 }
 
 func TestPoolThatTheAPIServerRefusesIsReported(t *testing.T) {
 	s := start(t, time.Hour, nil, map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
 	s.manager.CheckPools(t.Context())
-	for pool, want := range map[string]int{"pool=default": 0, "pool=bound": 0, "pool=invalid": 1, "pool=unsafe": 1} {
-		if got := s.log.lines("pool is refused by the API server", pool); got != want {
-			t.Errorf("%s: %d reports, want %d", pool, got, want)
+	for path, want := range map[string]int{
+		"pools.default.": 0, "pools.bound.": 0, "pools.invalid.template.spec.activeDeadlineSeconds: ": 1, "pools.unsafe.template: ": 1,
+	} {
+		if got := s.log.lines("pools are refused by the API server", path); got != want {
+			t.Errorf("%s: %d reports, want %d", path, got, want)
 		}
 	}
 	s.mustHave(0)

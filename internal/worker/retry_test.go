@@ -229,6 +229,37 @@ func TestAWorkerIsHeldUntilItsEndIsToldAndKeptForAsLongAsThePoolSays(t *testing.
 	workertest.Eventually(t, "it is gone", func() bool { return s.get(name) == nil })
 }
 
+func TestAPoolIsKeptAtItsMinimum(t *testing.T) {
+	s := start(t, time.Millisecond, nil, nil)
+	s.useRules("", "minWorkers: 2, retries: {backoff: 10ms}, ")
+	is := func(n int) func() bool {
+		return func() bool {
+			live := 0
+			for _, p := range s.Workers() {
+				if p.DeletionTimestamp == nil && p.Status.Phase == corev1.PodPending {
+					live++
+				}
+			}
+			return live == n
+		}
+	}
+	workertest.Eventually(t, "there are two", is(2))
+	s.Set(s.names()[0], corev1.PodSucceeded, 0)
+	workertest.Eventually(t, "one is gone", func() bool { return s.log.lines("worker released") == 1 })
+	workertest.Eventually(t, "there are two again", is(2))
+	s.Set(s.names()[0], corev1.PodFailed, 1)
+	workertest.Eventually(t, "the failed one is followed by another attempt", func() bool { return s.log.lines("worker is tried again") == 1 })
+	workertest.Eventually(t, "there are two again", is(2))
+	zero := 0
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TargetReplicas: &zero}, 1)
+	workertest.Eventually(t, "there are two again", is(2))
+	s = start(t, time.Millisecond, s, nil)
+	time.Sleep(1500 * time.Millisecond)
+	if !is(2)() {
+		t.Errorf("after a restart, there are %v", s.names())
+	}
+}
+
 func TestAVanishedWorkerIsNeverASuccess(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	name := s.done(up("task", 1), 1).Details["workers"]

@@ -47,6 +47,12 @@ pools:
     template: {spec: {hostNetwork: true, containers: [{name: agent}]}}
 `
 
+// smallPools has none that the API server refuses.
+const smallPools = `
+pools:
+  default: {template: {spec: {containers: [{name: agent}]}}}
+`
+
 // A system is a manager on a real API server, with the queues in memory.
 type system struct {
 	*workertest.Space
@@ -66,6 +72,12 @@ type system struct {
 // another one there, as after a crash.
 func start(t testing.TB, drain time.Duration, before *system, labels map[string]string) *system {
 	t.Helper()
+	return startWith(t, poolFile, drain, before, labels)
+}
+
+// startWith is start with a pool file.
+func startWith(t testing.TB, file string, drain time.Duration, before *system, labels map[string]string) *system {
+	t.Helper()
 	s := &system{t: t, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{}}
 	if before != nil {
 		before.stop()
@@ -77,7 +89,7 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 		s.workers = queuetest.NewFaulty(queue.NewMemory[queue.Worker]())
 		s.pools = filepath.Join(t.TempDir(), "pools.yaml")
 		// The controller manager removes pods of nodes that have been missing for 40 s.
-		write(t, s.pools, strings.ReplaceAll(poolFile, "nowhere", s.Namespace))
+		write(t, s.pools, strings.ReplaceAll(file, "nowhere", s.Namespace))
 	}
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(s.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pools, err := worker.LoadPoolFile(s.pools, "agent:test", func(error) {}, log)
@@ -87,13 +99,14 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 	s.manager, err = worker.New(worker.Options{
 		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
 		Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
-		Ended: s.ends.add, Recorder: s.ends,
+		Ended: s.ends.add, Recorder: s.ends, Self: &corev1.ObjectReference{Kind: "Pod", Name: "scaler-pod"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
+	running.Go(func() { s.manager.Watch(ctx) })
 	running.Go(func() {
 		if err := s.manager.Run(ctx); err != nil {
 			t.Errorf("running: %v", err)
@@ -191,8 +204,11 @@ func (e *ends) Eventf(object runtime.Object, _, reason, format string, args ...a
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	name := "?"
-	if p, ok := object.(*corev1.Pod); ok {
-		name = p.Name
+	switch o := object.(type) {
+	case *corev1.Pod:
+		name = o.Name
+	case *corev1.ObjectReference:
+		name = o.Name
 	}
 	e.events = append(e.events, name+" "+reason+": "+fmt.Sprintf(format, args...))
 }

@@ -82,7 +82,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 			Consumer: append(shared, "HEALTH_ADDR="+addrs[1], "REDIS_CONSUMER="+namespace,
 				"REDIS_HOST="+l.Redis.Host, "REDIS_PORT="+strconv.Itoa(l.Redis.Port), "REDIS_PASSWORD="+l.Redis.Password,
 				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead),
-			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
+			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POD_NAME="+namespace, "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
 			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer),
 		},
 	}, nil

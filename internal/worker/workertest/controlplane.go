@@ -81,6 +81,29 @@ func (s *Space) Leases() coordinationv1client.LeasesGetter {
 	return client
 }
 
+// FaultyLeases returns a client for Leases that goes through Faults.
+func (s *Space) FaultyLeases() coordinationv1client.LeasesGetter {
+	s.t.Helper()
+	config := rest.CopyConfig(s.config)
+	config.Wrap(s.Faults.wrap)
+	client, err := coordinationv1client.NewForConfig(config)
+	if err != nil {
+		s.t.Fatalf("making a client: %v", err)
+	}
+	return client
+}
+
+// Again returns the same namespace with faults of its own, for a second process.
+func (s *Space) Again() *Space {
+	s.t.Helper()
+	again := *s
+	again.Faults = &Faults{}
+	faulty := rest.CopyConfig(s.config)
+	faulty.Wrap(again.Faults.wrap)
+	again.Faulty = client(s.t, faulty)
+	return &again
+}
+
 // As returns a client that acts as a user, who has no rights unless given some.
 func (s *Space) As(user string) corev1client.CoreV1Interface {
 	s.t.Helper()
