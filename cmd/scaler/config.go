@@ -39,8 +39,9 @@ type Config struct {
 	PoolsFile string `split_words:"true" default:"/etc/ottoscaler/pools.yaml" desc:"file with the worker pools; read again when it changes"`
 	// OttoAgentImage is the image of a pool's worker container that names none.
 	OttoAgentImage string `split_words:"true" desc:"image of a pool's worker container that names none"`
-	// EventConcurrency is how many events are carried out at once.
-	EventConcurrency int `split_words:"true" default:"64" desc:"how many events are carried out at once"`
+	// EventConcurrency is how many events are carried out at once. Each waits, after
+	// its writes, until the watch shows them, so it is more than MaxWrites.
+	EventConcurrency int `split_words:"true" default:"256" desc:"how many events are carried out at once"`
 	// MaxWrites is how many calls that change something are under way at once. The
 	// API server's priority and fairness gives one client some hundred places, and
 	// answers 429 beyond them, which is heeded.

@@ -24,7 +24,7 @@ import (
 type Row struct {
 	// Name of the fault.
 	Name string `json:"name"`
-	// Runs is how often it was injected.
+	// Runs is how often it was injected; in a storm, how many events there were.
 	Runs int `json:"runs"`
 	// Lost, Duplicated and Reordered count effects over all runs.
 	Lost       int `json:"lost"`
@@ -87,6 +87,17 @@ func run(ctx context.Context) (err error) {
 		row, err := inject(ctx, l, f, runs)
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		rows = append(rows, row)
+	}
+	selected, err := report.Selected(os.Getenv("ONLY"), stormName)
+	if err != nil {
+		return err
+	}
+	if selected {
+		row, err := storm(ctx, l, os.Getenv("QUICK") != "")
+		if err != nil {
+			return fmt.Errorf("%s: %w", stormName, err)
 		}
 		rows = append(rows, row)
 	}

@@ -122,6 +122,23 @@ func (p *Processes) Start(names ...string) error {
 // Running tells whether a program was started and not ended since.
 func (p *Processes) Running(name string) bool { return p.running[name] != nil }
 
+// Memory returns the resident memory of a program that runs, in bytes.
+func (p *Processes) Memory(name string) (int64, error) {
+	cmd := p.running[name]
+	if cmd == nil {
+		return 0, fmt.Errorf("reading the memory of %s: it does not run", name)
+	}
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading the memory of %s: %w", name, err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(content), &size, &resident); err != nil {
+		return 0, fmt.Errorf("reading the memory of %s: %w", name, err)
+	}
+	return resident * int64(os.Getpagesize()), nil
+}
+
 // AwaitReady waits until the programs say that they are ready.
 func (p *Processes) AwaitReady(ctx context.Context, names ...string) error {
 	for _, name := range names {
