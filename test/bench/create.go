@@ -28,7 +28,8 @@ type scale struct {
 	stop   func()
 }
 
-func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
+// newScale starts them. The scaler gets the variables given.
+func newScale(ctx context.Context, l *lab.Lab, env ...string) (*scale, error) {
 	ns, err := l.Namespace(ctx, "bench")
 	if err != nil {
 		return nil, err
@@ -37,6 +38,7 @@ func newScale(ctx context.Context, l *lab.Lab) (*scale, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.Set(lab.Scaler, env...)
 	s := &scale{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns)}
 	none, err := s.pods.List(ctx, metav1.ListOptions{})
 	if err != nil {

@@ -43,6 +43,7 @@ var measurements = []measurement{
 	{[]string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, eventToCreate},
 	{[]string{"creates, many events of one worker"}, manyEvents},
 	{[]string{"creates, one event of many workers"}, oneEvent},
+	{[]string{"finished worker to gone, p50"}, finishToGone},
 	{[]string{"memory of the scaler with 5,000 workers", "event to CREATE accepted with 5,000 workers, p50", "deletes of 5,000 workers"}, crowd},
 }
 

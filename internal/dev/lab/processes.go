@@ -97,6 +97,9 @@ func Streams(namespace string) StreamNames {
 	return StreamNames{Events: "otto:" + namespace + ":events", Results: "otto:" + namespace + ":results", Dead: "otto:" + namespace + ":dead"}
 }
 
+// Set gives a program more variables, from its next start on.
+func (p *Processes) Set(name string, env ...string) { p.env[name] = append(p.env[name], env...) }
+
 // Start starts programs and returns at once.
 func (p *Processes) Start(names ...string) error {
 	for _, name := range names {
