@@ -61,6 +61,7 @@ type system struct {
 	events   *settlements
 	workers  *queuetest.Faulty[queue.Worker]
 	pools    string // path
+	drain    time.Duration
 	log      *logs
 	ends     *ends
 	stop     func()
@@ -78,7 +79,7 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 // startWith is start with a pool file.
 func startWith(t testing.TB, file string, drain time.Duration, before *system, labels map[string]string) *system {
 	t.Helper()
-	s := &system{t: t, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{}}
+	s := &system{t: t, drain: drain, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{}}
 	if before != nil {
 		before.stop()
 		s.Space, s.events, s.workers, s.pools = before.Space, before.events, before.workers, before.pools
@@ -91,13 +92,33 @@ func startWith(t testing.TB, file string, drain time.Duration, before *system, l
 		// The controller manager removes pods of nodes that have been missing for 40 s.
 		write(t, s.pools, strings.ReplaceAll(file, "nowhere", s.Namespace))
 	}
+	s.run(instance)
+	return s
+}
+
+// startAs starts a manager of another installation in a namespace.
+func startAs(t testing.TB, instance string, space *workertest.Space, pools string) *system {
+	t.Helper()
+	s := &system{
+		t: t, Space: space, pools: pools, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{},
+		events:  &settlements{open: map[string]bool{}, changed: make(chan struct{})},
+		workers: queuetest.NewFaulty(queue.NewMemory[queue.Worker]()),
+	}
+	s.run(instance)
+	return s
+}
+
+// run starts the manager.
+func (s *system) run(instance string) {
+	t := s.t
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(s.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pools, err := worker.LoadPoolFile(s.pools, "agent:test", func(error) {}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.manager, err = worker.New(worker.Options{
-		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
+		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: s.drain, Pools: pools,
 		Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
 		Ended: s.ends.add, Recorder: s.ends, Self: &corev1.ObjectReference{Kind: "Pod", Name: "scaler-pod"},
 	})
@@ -122,7 +143,6 @@ func startWith(t testing.TB, file string, drain time.Duration, before *system, l
 	if err := s.manager.Synced(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
 func write(t testing.TB, path, content string) {
