@@ -28,8 +28,8 @@ type Config struct {
 	// PodName tells this scaler from the installation's others: one of them leads.
 	// Without it, a restarted scaler waits for its own Lease to run out.
 	PodName string `split_words:"true" desc:"what tells this scaler from others of the installation; without it, its host and process"`
-	// PodUid makes the Kubernetes Events about the pool file this pod's.
-	PodUid string `split_words:"true" desc:"the UID of this pod; without it, there are no Kubernetes Events about the pool file"`
+	// PodUID makes the Kubernetes Events about the pool file this pod's.
+	PodUID string `split_words:"true" desc:"the UID of this pod; without it, there are no Kubernetes Events about the pool file"`
 	// LeaseDuration is how long a leader that is gone keeps another from leading. A
 	// leader that cannot reach the API server for two thirds of it stops.
 	LeaseDuration time.Duration `split_words:"true" default:"15s" desc:"how long a leader that is gone keeps another from leading"`
@@ -46,10 +46,10 @@ type Config struct {
 	// API server's priority and fairness gives one client some hundred places, and
 	// answers 429 beyond them, which is heeded.
 	MaxWrites int `split_words:"true" default:"128" desc:"how many writes to the API server may be under way at once"`
-	// KubeQps and KubeBurst limit the calls to the API server, beside what it limits
+	// KubeQPS and KubeBurst limit the calls to the API server, beside what it limits
 	// by itself. They are for one without API Priority and Fairness.
-	KubeQps float32 `split_words:"true" default:"0" desc:"how many calls a second the API server is asked at most; 0 leaves it to the API server"`
-	// KubeBurst is how many calls may come at once; it only matters with KubeQps.
+	KubeQPS float32 `split_words:"true" default:"0" desc:"how many calls a second the API server is asked at most; 0 leaves it to the API server"`
+	// KubeBurst is how many calls may come at once; it only matters with KubeQPS.
 	KubeBurst int `split_words:"true" default:"100" desc:"how many of them may come at once"`
 	// LogDrainTimeout is how long a worker that has ended is kept for its logs.
 	// What the log server has not stored by then is lost, and counted.
@@ -111,10 +111,10 @@ func (c Config) Validate() error {
 	if c.MaxWrites < 8 {
 		add("MAX_WRITES: %d is less than 8", c.MaxWrites)
 	}
-	if c.KubeQps < 0 {
-		add("KUBE_QPS: %g is negative", c.KubeQps)
+	if c.KubeQPS < 0 {
+		add("KUBE_QPS: %g is negative", c.KubeQPS)
 	}
-	if c.KubeQps > 0 && c.KubeBurst < 1 {
+	if c.KubeQPS > 0 && c.KubeBurst < 1 {
 		add("KUBE_BURST: %d is less than 1", c.KubeBurst)
 	}
 	for name, d := range map[string]time.Duration{"LOG_DRAIN_TIMEOUT": c.LogDrainTimeout, "DRAIN_TIMEOUT": c.DrainTimeout} {

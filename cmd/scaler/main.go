@@ -168,10 +168,10 @@ func release(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // self returns the pod that this is, or nil.
 func self(cfg Config) *corev1.ObjectReference {
-	if cfg.PodUid == "" {
+	if cfg.PodUID == "" {
 		return nil
 	}
-	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: cfg.Namespace, Name: cfg.PodName, UID: types.UID(cfg.PodUid)}
+	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: cfg.Namespace, Name: cfg.PodName, UID: types.UID(cfg.PodUID)}
 }
 
 func owner(cfg Config) worker.Owner {
@@ -190,8 +190,8 @@ func clients(cfg Config, log *slog.Logger) (corev1client.CoreV1Interface, coordi
 	// The limit of five calls a second is from before the API server had fairness
 	// of its own.
 	config.QPS = -1
-	if cfg.KubeQps > 0 {
-		config.QPS, config.Burst = cfg.KubeQps, cfg.KubeBurst
+	if cfg.KubeQPS > 0 {
+		config.QPS, config.Burst = cfg.KubeQPS, cfg.KubeBurst
 	}
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"

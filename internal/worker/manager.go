@@ -225,8 +225,8 @@ func (m *Manager) Halt() { m.cluster.halt() }
 // called once. It should outlive the last call of [Manager.Scale], and
 // [Manager.Watch] should outlive it.
 func (m *Manager) Run(ctx context.Context) error {
-	if m.cluster.synced(ctx) != nil || m.cluster.catchUp(ctx) != nil {
-		return nil // told to stop before it began
+	if err := errors.Join(m.cluster.synced(ctx), m.cluster.catchUp(ctx)); err != nil {
+		return nil //nolint:nilerr // told to stop before it began
 	}
 	m.begun = time.Now()
 	close(m.running)

@@ -314,8 +314,10 @@ func (r Rules) problems() (all []string) {
 		value *metav1.Duration
 		least time.Duration
 	}{
-		{"timeLimit", r.TimeLimit, time.Second}, {"pendingLimit", r.PendingLimit, time.Second},
-		{"keepFinished", r.KeepFinished, 0}, {"retries.backoff", r.Retries.Backoff, 0},
+		{"timeLimit", r.TimeLimit, time.Second},
+		{"pendingLimit", r.PendingLimit, time.Second},
+		{"keepFinished", r.KeepFinished, 0},
+		{"retries.backoff", r.Retries.Backoff, 0},
 	} {
 		if d.value != nil && d.value.Duration < d.least {
 			all = append(all, fmt.Sprintf(".%s: %s is less than %s", d.field, d.value.Duration, d.least))

@@ -144,8 +144,9 @@ func (m *Manager) again(ctx context.Context, p *corev1.Pod) (string, error) {
 		m.metrics.creates.WithLabelValues("failed").Inc()
 		return "", err
 	}
-	if !created && !(ours(made, m.cluster.instance) && attemptOf(made) == attemptOf(next) &&
-		made.Annotations[pod.AnnotationEventID] == next.Annotations[pod.AnnotationEventID]) {
+	same := ours(made, m.cluster.instance) && attemptOf(made) == attemptOf(next) &&
+		made.Annotations[pod.AnnotationEventID] == next.Annotations[pod.AnnotationEventID]
+	if !created && !same {
 		m.capacity.failed(next.Name, true)
 		return "", fmt.Errorf("trying worker %s again: pod %s exists and is not an attempt of it: remove it", p.Name, next.Name)
 	}
