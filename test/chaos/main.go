@@ -90,14 +90,20 @@ func run(ctx context.Context) (err error) {
 		}
 		rows = append(rows, row)
 	}
-	selected, err := report.Selected(os.Getenv("ONLY"), stormName)
-	if err != nil {
-		return err
-	}
-	if selected {
-		row, err := storm(ctx, l, os.Getenv("QUICK") != "")
+	for _, special := range []struct {
+		name string
+		run  func(ctx context.Context, l *lab.Lab, quick bool) (Row, error)
+	}{{standbyName, standby}, {stormName, storm}} {
+		selected, err := report.Selected(os.Getenv("ONLY"), special.name)
 		if err != nil {
-			return fmt.Errorf("%s: %w", stormName, err)
+			return err
+		}
+		if !selected {
+			continue
+		}
+		row, err := special.run(ctx, l, os.Getenv("QUICK") != "")
+		if err != nil {
+			return fmt.Errorf("%s: %w", special.name, err)
 		}
 		rows = append(rows, row)
 	}
