@@ -112,6 +112,18 @@ deploy: ## Build what changed, load it, install or upgrade the release, wait
 test-event: ## Send an event (ENV_FILE=.env.you.local ARGS="--type scale_down --task t1 --wait")
 	@file="$${ENV_FILE:-$$($(OTTODEV) env-file --or-none)}" && ENV_FILE="$$file" $(GO) run ./cmd/test-event $(ARGS)
 
+.PHONY: dead-letters
+dead-letters: ## Events that were rejected (ARGS="show ID", "replay ID|--all|--reason R", "drop …")
+	@$(OTTODEV) dead-letters $(ARGS)
+
+.PHONY: pause
+pause: ## Begin no more events; they wait in Redis (ARGS="--reason 'a migration'")
+	@$(OTTODEV) pause $(ARGS)
+
+.PHONY: resume
+resume: ## End a pause
+	@$(OTTODEV) resume
+
 .PHONY: logs
 logs: ## Follow all three containers of the main pod (C=scaler for one, ARGS="--no-follow --tail 20")
 	@$(OTTODEV) logs $(ARGS)

@@ -49,6 +49,9 @@ func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
 		"RECLAIM_AFTER":        func(c *Config) { c.ReclaimAfter = time.Millisecond },
 		"MAX_EVENT_BYTES":      func(c *Config) { c.MaxEventBytes = 10 << 20 },
 		"RESULTS_MAX_LEN":      func(c *Config) { c.ResultsMaxLen = 0 },
+		"EVENTS_MAX_AGE":       func(c *Config) { c.EventsMaxAge = -1 },
+		"EVENTS_MAX_LEN":       func(c *Config) { c.EventsMaxLen = -1 },
+		"POISON_AFTER":         func(c *Config) { c.PoisonAfter = -1 },
 		"DRAIN_TIMEOUT":        func(c *Config) { c.DrainTimeout = -1 },
 		"HEALTH_ADDR":          func(c *Config) { c.HealthAddr = "8081" },
 		"QUEUE_ADDR":           func(c *Config) { c.QueueAddr = "0.0.0.0:7070" },
@@ -58,6 +61,46 @@ func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
 			spoil(&c)
 			if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), name) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("Validate() = %v, want one line that begins with %s", err, name)
+			}
+		})
+	}
+}
+
+func TestValidateKnowsEachKindOfRedis(t *testing.T) {
+	cluster := func(c *Config) {
+		c.RedisHost, c.RedisAddrs, c.RedisCluster = "", []string{"a:1", "b:2"}, true
+		c.RedisStream, c.RedisResultsStream, c.RedisDeadStream = "{otto}:events", "{otto}:results", "{otto}:dead"
+	}
+	for name, row := range map[string]struct {
+		change func(*Config)
+		want   string // the beginning of the complaint
+	}{
+		"a cluster":   {cluster, ""},
+		"sentinels":   {func(c *Config) { c.RedisHost, c.RedisAddrs, c.RedisSentinelMaster = "", []string{"a:1", "b:2"}, "otto" }, ""},
+		"one address": {func(c *Config) { c.RedisHost, c.RedisAddrs = "", []string{"a:1"} }, ""},
+		"TLS with everything": {func(c *Config) {
+			c.RedisTLS, c.RedisTLSCAFile, c.RedisTLSCertFile, c.RedisTLSKeyFile = true, "ca", "cert", "key"
+		}, ""},
+		"an address without a port":       {func(c *Config) { c.RedisAddrs = []string{"a"} }, "REDIS_ADDRS"},
+		"addresses of nobody knows what":  {func(c *Config) { c.RedisAddrs = []string{"a:1", "b:2"} }, "REDIS_ADDRS"},
+		"sentinels that are nowhere":      {func(c *Config) { c.RedisSentinelMaster = "otto" }, "REDIS_ADDRS"},
+		"a cluster with sentinels":        {func(c *Config) { cluster(c); c.RedisSentinelMaster = "otto" }, "REDIS_CLUSTER"},
+		"another database of a cluster":   {func(c *Config) { cluster(c); c.RedisDB = 1 }, "REDIS_DB"},
+		"keys of a cluster without a tag": {func(c *Config) { cluster(c); c.RedisStream = "events" }, "REDIS_STREAM"},
+		"keys of a cluster with an empty tag": {func(c *Config) {
+			cluster(c)
+			c.RedisStream, c.RedisResultsStream, c.RedisDeadStream = "{}e", "{}r", "{}d"
+		}, "REDIS_STREAM"},
+		"keys of a cluster with two tags": {func(c *Config) { cluster(c); c.RedisDeadStream = "{dead}" }, "REDIS_STREAM"},
+		"half a certificate":              {func(c *Config) { c.RedisTLS, c.RedisTLSCertFile = true, "cert" }, "REDIS_TLS_CERT_FILE"},
+		"a certificate for no TLS":        {func(c *Config) { c.RedisTLSCAFile = "ca" }, "REDIS_TLS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := valid()
+			row.change(&c)
+			err := c.Validate()
+			if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.HasPrefix(err.Error(), row.want)) {
+				t.Errorf("Validate() = %v, want it to begin with %q", err, row.want)
 			}
 		})
 	}
@@ -119,7 +162,7 @@ func TestAGroupOfSomebodyElseIsExitCodeTwoAndOneLine(t *testing.T) {
 	}
 }
 
-func freeAddr(t *testing.T) string {
+func freeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -185,6 +228,12 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Fatal("the event does not arrive")
 	}
 
+	code := 137
+	if err := client.ReportWorkerEnd(t.Context(), queue.WorkerEnd{
+		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "oom_killed", Message: "container agent needed more memory than its limit", Attempt: 2, ExitCode: &code,
+	}); err != nil {
+		t.Fatal(err)
+	}
 	cancel() // told to stop while the event is in work
 	time.Sleep(100 * time.Millisecond)
 	close(release)
@@ -196,13 +245,15 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Error(err)
 	}
 	entries, err := rdb.XRange(t.Context(), cfg.RedisResultsStream, "-", "+").Result()
-	if err != nil || len(entries) != 1 || entries[0].Values["event_id"] != id || entries[0].Values["message"] != "did 한진우" {
+	if err != nil || len(entries) != 3 || entries[0].Values["status"] != "accepted" || entries[2].Values["event_id"] != id || entries[2].Values["message"] != "did 한진우" {
 		t.Errorf("results = %v, %v", entries, err)
+	} else if end := entries[1].Values; end["event_id"] != id || end["status"] != "failed" || end["worker"] != "w-1" || end["reason"] != "oom_killed" || end["exit_code"] != "137" || end["attempt"] != "2" || end["message"] == "" {
+		t.Errorf("the end of a worker = %v", end)
 	}
 	awaitPending(t, rdb, cfg, 0)
 }
 
-func awaitReady(t *testing.T, addr string) {
+func awaitReady(t testing.TB, addr string) {
 	t.Helper()
 	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		res, err := http.Get("http://" + addr + "/readyz")

@@ -25,6 +25,10 @@ type commands struct {
 	Clean     cleanCommand     `cmd:"" help:"Remove one environment, or all."`
 	Doctor    doctorCommand    `cmd:"" help:"Look whether this machine has what environments need."`
 
+	DeadLetters deadLettersCommand `cmd:"" help:"List, show, replay or drop events that were rejected."`
+	Pause       pauseCommand       `cmd:"" help:"Have the consumer begin no more events; none is lost."`
+	Resume      resumeCommand      `cmd:"" help:"End a pause."`
+
 	Demo     demoCommand     `cmd:"" help:"Run the main job live: Redis, a cluster, the chart, workers that print, a summary."`
 	DemoDown demoDownCommand `cmd:"" help:"Remove everything that demo made."`
 	Image    imageCommand    `cmd:"" help:"Make the images as OCI archives, without a container engine."`

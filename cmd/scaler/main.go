@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
@@ -39,6 +40,9 @@ const releaseWorkers = "release-workers"
 // partEvents is the subscription to the events. The workers are offered on another
 // call, which may work while this one does not.
 const partEvents = "events"
+
+// reportTimeout bounds one report of a worker's end. The queue is in the same pod.
+const reportTimeout = 10 * time.Second
 
 func main() {
 	args := os.Args[1:]
@@ -90,6 +94,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		MaxWrites:       cfg.MaxWrites,
 		Pools:           pools,
 		Events:          client.Events(),
+		Ended:           reportTo(client, cfg.Namespace),
 		Workers:         client.Workers(),
 		MayWrite:        leadership.Check,
 		Recorder:        events.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "ottoscaler"}),
@@ -164,6 +169,32 @@ func release(ctx context.Context, cfg Config, log *slog.Logger) error {
 		)
 	}
 	return worker.ReleaseAll(ctx, pods, cfg.Namespace, cfg.InstanceID, cfg.ReleaseTimeout, log)
+}
+
+// reportTo has the end of each worker brought to the producer of its event.
+func reportTo(client *queuerpc.Client, namespace string) func(context.Context, worker.End) error {
+	return func(ctx context.Context, end worker.End) error {
+		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
+		defer cancel()
+		e := queue.WorkerEnd{
+			Worker: queue.Worker{Namespace: namespace, Name: end.Name, TaskID: end.TaskID, Pool: end.Pool, EventID: end.Event},
+			Status: scaleevent.StatusFailed, Reason: string(end.Class), Message: end.Reason, Attempt: end.Attempt,
+		}
+		switch end.Class {
+		case worker.ClassSucceeded:
+			e.Status, e.Reason = scaleevent.StatusSucceeded, ""
+		case worker.ClassRemoved, worker.ClassDeleted:
+			e.Status = scaleevent.StatusRemoved
+		}
+		if !end.RetryAt.IsZero() {
+			e.Message += "; it is tried again at " + end.RetryAt.Format(time.RFC3339)
+		}
+		if end.ExitCode != nil {
+			code := int(*end.ExitCode)
+			e.ExitCode = &code
+		}
+		return client.ReportWorkerEnd(ctx, e)
+	}
 }
 
 // self returns the pod that this is, or nil.

@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis/redistest"
@@ -38,13 +39,15 @@ func setUp(t *testing.T) *redis.Server {
 // consume answers events: those of pool "bad" are rejected, all others done.
 func consume(t *testing.T, server *redis.Server) {
 	t.Helper()
-	conn := stream.Server{Host: server.Host, Port: server.Port, Password: server.Password}
-	rdb, reads := stream.NewClient(conn, "a"), stream.NewClient(conn, "a")
+	dial := func() goredis.UniversalClient {
+		return stream.NewClient(stream.Server{Addrs: []string{server.Addr}, Password: server.Password}, "a")
+	}
+	rdb := dial()
 	q := queue.NewMemory[scaleevent.Event]()
 	c := stream.New(stream.Config{
 		Stream: "otto:scale:events", Results: "otto:scale:results", Dead: "otto:scale:dead", Group: "ottoscaler", Consumer: "a",
 		ReclaimAfter: time.Minute, MaxEventBytes: 1 << 18, ResultsMaxLen: 1000,
-	}, rdb, reads, q, func(error) {}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	}, rdb, dial, q, func(error) {}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- c.Run(ctx) }()

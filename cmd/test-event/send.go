@@ -115,7 +115,7 @@ func (s *sender) await(ctx context.Context, last string, sent map[string]time.Ti
 			}
 			result := scaleevent.ParseResult(fields)
 			at, ours := sent[result.EventID]
-			if !ours {
+			if !ours || !result.Final() {
 				continue
 			}
 			delete(sent, result.EventID)

@@ -28,6 +28,8 @@ type options struct {
 	log    *slog.Logger
 	reg    prometheus.Registerer
 	topic  string
+	poison int
+	gated  bool
 }
 
 // WithLedger lets AwaitSettled ask the producer's record about items that the
@@ -44,6 +46,23 @@ func WithLogger(log *slog.Logger) Option {
 // WithMetrics registers the queue's metrics, all labelled with the topic.
 func WithMetrics(reg prometheus.Registerer, topic string) Option {
 	return func(o *options) { o.reg, o.topic = reg, topic }
+}
+
+// ReasonPoison is why the queue itself rejects an item; see [WithPoisonAfter].
+const ReasonPoison = "poison"
+
+// WithPoisonAfter has an item rejected once so many of its leases in a row were
+// lost: whoever takes it seems to die of it. A verdict, also one that asks for a
+// retry, begins the count anew, and so does the orderly end of a subscription. Zero
+// means never.
+func WithPoisonAfter(leases int) Option {
+	return func(o *options) { o.poison = leases }
+}
+
+// WithGate has the queue lease nothing once it has had no subscriber, until its
+// producer has said that it may; see [Memory.Gate].
+func WithGate() Option {
+	return func(o *options) { o.gated = true }
 }
 
 // Memory is a [Queue] in this process' memory. No operation takes longer when it
@@ -64,9 +83,12 @@ type Memory[T any] struct {
 	ready    *list.List           // of *entry[T]: the items that could be leased now
 	idle     *list.List           // of *subscription[T]: those that would take an item now, whose turn it is first
 	leased   int
-	credits  int // the sum of all subscriptions' credits
+	held     *list.List // of *lease[T]: the leases, oldest first
+	credits  int        // the sum of all subscriptions' credits
 	subs     int
 	prods    int
+	turn     int                   // counts how often the gate was shut
+	shut     bool                  // nothing is leased
 	awaiting map[string][]*awaiter // calls of AwaitSettled, by item
 
 	creditChanged chan struct{} // closed when credit has changed; nil while nobody waits for that
@@ -80,6 +102,7 @@ type entry[T any] struct {
 	lane     *lane[T]     // nil without ordering key
 	offered  time.Time
 	attempts int
+	lost     int // leases in a row that ended without a verdict
 	state    state
 
 	inOpen  *list.Element // set until it has ended
@@ -115,6 +138,7 @@ type lease[T any] struct {
 	sub   *subscription[T]
 	since time.Time
 	lost  chan struct{}
+	held  *list.Element // its place among the queue's leases
 }
 
 // NewMemory returns an empty queue.
@@ -126,13 +150,45 @@ func NewMemory[T any](opts ...Option) *Memory[T] {
 		open:     list.New(),
 		ready:    list.New(),
 		idle:     list.New(),
+		held:     list.New(),
 		awaiting: map[string][]*awaiter{},
 	}
 	for _, opt := range opts {
 		opt(&m.options)
 	}
-	m.metrics = newMetrics(m.reg, m.topic, m.stats)
+	m.shut = m.gated
+	m.metrics = newMetrics(m.reg, m.topic, m.stats, m.oldestLease)
 	return m
+}
+
+// Gate reports whether the queue leases nothing because it has had no subscriber,
+// which it does only with [WithGate]. Meanwhile someone else may have served what
+// it holds: the producer looks into that, and then calls Open with the turn.
+func (m *Memory[T]) Gate() (turn int, shut bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.turn, m.shut
+}
+
+// Open has the queue lease again, unless its gate was shut anew since that turn.
+func (m *Memory[T]) Open(turn int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.turn == turn {
+		m.shut = false
+		m.dispatch()
+		m.creditMayHaveChanged()
+	}
+}
+
+// Losses returns how many leases of an item in a row were lost; see [WithPoisonAfter].
+func (m *Memory[T]) Losses(id string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e, ok := m.items[id]; ok {
+		return e.lost
+	}
+	return 0
 }
 
 // Produce implements [Queue].
@@ -267,6 +323,16 @@ func (m *Memory[T]) stats() Stats {
 	return s
 }
 
+// oldestLease is how long the oldest lease has lasted.
+func (m *Memory[T]) oldestLease() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if oldest := m.held.Front(); oldest != nil {
+		return time.Since(oldest.Value.(*lease[T]).since)
+	}
+	return 0
+}
+
 // All methods below are called with mu held, unless they say otherwise.
 
 // maxOpen is how many open items the queue asks for, as a multiple of its
@@ -275,9 +341,14 @@ func (m *Memory[T]) stats() Stats {
 // others out; but they take memory.
 const maxOpen = 16
 
-// credit is how many more items the subscribers would take.
+// credit is how many more items the subscribers would take. While the gate is shut
+// it is never zero for them, so that the producer comes to open it.
 func (m *Memory[T]) credit() int {
-	return max(0, min(m.credits-m.ready.Len()-m.leased, maxOpen*m.credits-m.open.Len()))
+	least := 0
+	if m.shut && m.subs > 0 {
+		least = 1
+	}
+	return max(least, min(m.credits-m.ready.Len()-m.leased, maxOpen*m.credits-m.open.Len()))
 }
 
 // creditMayHaveChanged is called after every change of what credit is made of.
@@ -327,7 +398,7 @@ func (m *Memory[T]) makeReadyFirst(e *entry[T]) {
 
 // dispatch leases items for as long as there is one and someone who takes it.
 func (m *Memory[T]) dispatch() {
-	for m.ready.Len() > 0 && m.idle.Len() > 0 {
+	for !m.shut && m.ready.Len() > 0 && m.idle.Len() > 0 {
 		e := m.ready.Front().Value.(*entry[T])
 		m.ready.Remove(e.inReady)
 		e.inReady = nil
@@ -349,9 +420,13 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 		m.metrics.wait.Observe(now.Sub(e.offered).Seconds())
 	}
 	m.metrics.leases.Inc()
+	if e.attempts > 1 {
+		m.metrics.redeliveries.Inc()
+	}
 	s.lastLease++
 	l := &lease[T]{id: s.lastLease, entry: e, sub: s, since: now, lost: make(chan struct{})}
 	s.leases[l.id] = l
+	l.held = m.held.PushBack(l)
 	e.state = leased
 	e.lease = l
 	m.leased++
@@ -361,6 +436,7 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 // endLease takes the item away from its subscriber.
 func (m *Memory[T]) endLease(l *lease[T]) {
 	delete(l.sub.leases, l.id)
+	m.held.Remove(l.held)
 	l.entry.lease = nil
 	m.leased--
 	l.sub.placeInIdle()
@@ -377,9 +453,19 @@ func (m *Memory[T]) lose(s *subscription[T], leases []*lease[T], level slog.Leve
 	slices.SortFunc(leases, func(a, b *lease[T]) int { return cmp.Compare(b.id, a.id) })
 	for _, l := range leases {
 		m.loseOne(l, why)
-		m.makeReadyFirst(l.entry)
+		e := l.entry
+		if e.lost++; level < slog.LevelWarn {
+			e.lost = 0
+		}
+		if m.poison > 0 && e.lost >= m.poison {
+			m.end(e, Reject(ReasonPoison, fmt.Sprintf(
+				"%d leases in a row ended without a verdict, the last one because: %s", e.lost, why), nil))
+			continue
+		}
+		m.makeReadyFirst(e)
 	}
 	m.dispatch()
+	m.creditMayHaveChanged()
 }
 
 func (m *Memory[T]) loseOne(l *lease[T], why string) {
@@ -394,6 +480,7 @@ func (m *Memory[T]) loseOne(l *lease[T], why string) {
 // resolve ends a lease with a verdict.
 func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
 	e := l.entry
+	e.lost = 0
 	m.endLease(l)
 	m.metrics.verdict(v)
 	if v.Status == 0 {

@@ -366,6 +366,10 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 		}
 	}
 	delete(got, "ottoscaler_queue_oldest_item_age_seconds")
+	if len(problems) == 0 && got["ottoscaler_queue_oldest_lease_age_seconds"] != 0 {
+		t.Error("it has the age of a lease that has ended")
+	}
+	delete(got, "ottoscaler_queue_oldest_lease_age_seconds")
 	want := map[string]float64{
 		"ottoscaler_queue_connections/producer":    1,
 		"ottoscaler_queue_connections/subscriber":  1,
@@ -376,6 +380,7 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 		"ottoscaler_queue_items/unsettled":         2,
 		"ottoscaler_queue_leases_lost_total":       0,
 		"ottoscaler_queue_leases_total":            3,
+		"ottoscaler_queue_redeliveries_total":      0,
 		"ottoscaler_queue_offers_total":            4,
 		"ottoscaler_queue_settled_total":           0,
 		"ottoscaler_queue_verdicts_total/done":     1,
@@ -388,11 +393,12 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 }
 
 // Whatever producers and subscribers do: items of one key are leased one at a
-// time and end in the order of their offers, attempts grow by one, and every
-// item that was offered ends once.
+// time and end in the order of their offers, attempts grow by one, credit is what the
+// state says, and every item that was offered ends once, or once more after a restart
+// that came before it was settled.
 func TestNoSequenceOfCallsBreaksOrderOrLosesAnItem(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &model{q: queue.NewMemory[string](), ended: map[string]bool{}, attempts: map[string]int{}, order: map[string][]string{}}
+		m := &model{q: queue.NewMemory[string](), ended: map[string]bool{}, settled: map[string]bool{}, attempts: map[string]int{}, order: map[string][]string{}}
 		m.reopen(t)
 		m.resubscribe(t)
 		defer func() { _ = m.producer.Close(); _ = m.sub.Close() }()
@@ -404,6 +410,7 @@ func TestNoSequenceOfCallsBreaksOrderOrLosesAnItem(t *testing.T) {
 			"hear":         m.hear,
 			"new producer": m.reopen,
 			"subscription": m.resubscribe,
+			"restart":      m.restart,
 			"":             m.check,
 		})
 		m.drain(t)
@@ -419,7 +426,7 @@ type model struct {
 	attempts map[string]int
 	order    map[string][]string // key → items without end, in the order of their offers
 	ended    map[string]bool
-	settled  int
+	settled  map[string]bool
 }
 
 func (m *model) offer(t *rapid.T) {
@@ -513,7 +520,7 @@ func (m *model) hear(t *rapid.T) {
 	if err := m.producer.Settle(context.Background(), o.ItemID); err != nil {
 		t.Fatalf("settling: %v", err)
 	}
-	m.settled++
+	m.settled[o.ItemID] = true
 }
 
 // reopen replaces the producer by one that offers again all that is open.
@@ -537,6 +544,23 @@ func (m *model) reopen(t *rapid.T) {
 	}
 }
 
+// restart is the end of the queue's process. The producer's record has all that was
+// not settled, in the order of its offers.
+func (m *model) restart(t *rapid.T) {
+	m.q, m.producer, m.sub, m.leases = queue.NewMemory[string](), nil, nil, nil
+	m.attempts, m.order, m.ended = map[string]int{}, map[string][]string{}, map[string]bool{}
+	for id := range m.settled {
+		m.ended[id] = true
+	}
+	for _, item := range m.offered {
+		if !m.settled[item.ID] {
+			m.order[item.Key] = append(m.order[item.Key], item.ID)
+		}
+	}
+	m.reopen(t)
+	m.resubscribe(t)
+}
+
 func (m *model) resubscribe(t *rapid.T) {
 	if m.sub != nil {
 		if err := m.sub.Close(); err != nil {
@@ -556,9 +580,9 @@ func (m *model) check(t *rapid.T) {
 		t.Fatal(err)
 	}
 	open := len(m.offered) - len(m.ended)
-	if got.Leased != len(m.leases) || got.Ready+got.Blocked+got.Leased != open || got.Unsettled != len(m.ended)-m.settled ||
+	if got.Leased != len(m.leases) || got.Ready+got.Blocked+got.Leased != open || got.Unsettled != len(m.ended)-len(m.settled) ||
 		got.Credits != max(0, min(modelCredits-got.Ready-got.Leased, 16*modelCredits-open)) {
-		t.Fatalf("statistics are %+v with %d open, %d leased, %d unsettled", got, open, len(m.leases), len(m.ended)-m.settled)
+		t.Fatalf("statistics are %+v with %d open, %d leased, %d unsettled", got, open, len(m.leases), len(m.ended)-len(m.settled))
 	}
 }
 

@@ -1,11 +1,18 @@
 package queue
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
-	offers   prometheus.Counter
-	leases   prometheus.Counter
-	lost     prometheus.Counter
+	offers prometheus.Counter
+	leases prometheus.Counter
+	lost   prometheus.Counter
+
+	redeliveries prometheus.Counter
+
 	settled  prometheus.Counter
 	verdicts *prometheus.CounterVec
 	wait     prometheus.Histogram
@@ -13,7 +20,7 @@ type metrics struct {
 
 // newMetrics makes the metrics of one queue, and registers them if there is a
 // registerer. The gauges are read from the queue when they are scraped.
-func newMetrics(reg prometheus.Registerer, topic string, stats func() Stats) *metrics {
+func newMetrics(reg prometheus.Registerer, topic string, stats func() Stats, oldestLease func() time.Duration) *metrics {
 	m := &metrics{
 		offers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_queue_offers_total",
@@ -22,6 +29,10 @@ func newMetrics(reg prometheus.Registerer, topic string, stats func() Stats) *me
 		leases: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_queue_leases_total",
 			Help: "Leases that were given to subscribers.",
+		}),
+		redeliveries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ottoscaler_queue_redeliveries_total",
+			Help: "Leases that were not the first one of their item: after a retry, or after a lost lease.",
 		}),
 		lost: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_queue_leases_lost_total",
@@ -45,7 +56,7 @@ func newMetrics(reg prometheus.Registerer, topic string, stats func() Stats) *me
 		return m
 	}
 	reg = prometheus.WrapRegistererWith(prometheus.Labels{"topic": topic}, reg)
-	reg.MustRegister(m.offers, m.leases, m.lost, m.settled, m.verdicts, m.wait, gauges{stats})
+	reg.MustRegister(m.offers, m.leases, m.redeliveries, m.lost, m.settled, m.verdicts, m.wait, gauges{stats, oldestLease})
 	return m
 }
 
@@ -58,7 +69,10 @@ func (m *metrics) verdict(v Verdict) {
 }
 
 // gauges takes one snapshot for each scrape.
-type gauges struct{ stats func() Stats }
+type gauges struct {
+	stats       func() Stats
+	oldestLease func() time.Duration
+}
 
 var (
 	itemsDesc = prometheus.NewDesc("ottoscaler_queue_items",
@@ -67,13 +81,15 @@ var (
 		"How many more items the subscribers would take.", nil, nil)
 	oldestDesc = prometheus.NewDesc("ottoscaler_queue_oldest_item_age_seconds",
 		"How long the oldest item without an outcome has been here.", nil, nil)
+	oldestLeaseDesc = prometheus.NewDesc("ottoscaler_queue_oldest_lease_age_seconds",
+		"How long the oldest lease has lasted.", nil, nil)
 	connectionsDesc = prometheus.NewDesc("ottoscaler_queue_connections",
 		"Open producers and subscriptions.", []string{"side"}, nil)
 )
 
 // Describe implements [prometheus.Collector].
 func (gauges) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{itemsDesc, creditsDesc, oldestDesc, connectionsDesc} {
+	for _, desc := range []*prometheus.Desc{itemsDesc, creditsDesc, oldestDesc, oldestLeaseDesc, connectionsDesc} {
 		descs <- desc
 	}
 }
@@ -90,6 +106,7 @@ func (g gauges) Collect(out chan<- prometheus.Metric) {
 	gauge(itemsDesc, float64(s.Unsettled), "unsettled")
 	gauge(creditsDesc, float64(s.Credits))
 	gauge(oldestDesc, s.OldestAge.Seconds())
+	gauge(oldestLeaseDesc, g.oldestLease().Seconds())
 	gauge(connectionsDesc, float64(s.Subscribers), "subscriber")
 	gauge(connectionsDesc, float64(s.Producers), "producer")
 }

@@ -117,29 +117,38 @@ func (p *producer[T]) Offer(ctx context.Context, item Item[T]) error {
 
 // Outcome implements [Producer].
 func (p *producer[T]) Outcome(ctx context.Context) (Outcome, error) {
+	outcomes, err := p.Outcomes(ctx, 1)
+	if err != nil {
+		return Outcome{}, err
+	}
+	return outcomes[0], nil
+}
+
+// Outcomes implements [Producer].
+func (p *producer[T]) Outcomes(ctx context.Context, most int) ([]Outcome, error) {
 	for {
 		if p.closed() {
-			return Outcome{}, ErrClosed
+			return nil, ErrClosed
 		}
 		select {
 		case <-p.more:
-			if outcome, ok := p.take(); ok {
-				return outcome, nil
+			if outcomes := p.take(most); len(outcomes) > 0 {
+				return outcomes, nil
 			}
 		case <-p.done:
-			return Outcome{}, ErrClosed
+			return nil, ErrClosed
 		case <-ctx.Done():
-			return Outcome{}, ctx.Err()
+			return nil, ctx.Err()
 		}
 	}
 }
 
-// take returns the first outcome of the outbox that is still wanted from p.
-func (p *producer[T]) take() (Outcome, bool) {
+// take returns the first outcomes of the outbox that are still wanted from p.
+func (p *producer[T]) take(most int) (outcomes []Outcome) {
 	m := p.queue
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for len(p.outbox) > 0 {
+	for len(p.outbox) > 0 && len(outcomes) < most {
 		e := p.outbox[0]
 		p.outbox[0] = nil
 		p.outbox = p.outbox[1:]
@@ -150,12 +159,12 @@ func (p *producer[T]) take() (Outcome, bool) {
 		if m.items[e.item.ID] != e {
 			continue // settled
 		}
-		if len(p.outbox) > 0 {
-			p.wake() // whoever waits beside us
-		}
-		return e.outcome, true
+		outcomes = append(outcomes, e.outcome)
 	}
-	return Outcome{}, false
+	if len(p.outbox) > 0 {
+		p.wake() // whoever waits beside us
+	}
+	return outcomes
 }
 
 // Settle implements [Producer].

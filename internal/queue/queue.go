@@ -65,6 +65,10 @@ type Producer[T any] interface {
 	// returned once.
 	Outcome(ctx context.Context) (Outcome, error)
 
+	// Outcomes is Outcome for a caller that handles several together: it blocks as
+	// that does, and returns what has ended by then, at most so many.
+	Outcomes(ctx context.Context, most int) ([]Outcome, error)
+
 	// Settle says that an outcome is stored where it cannot be lost. The queue
 	// then forgets the item. Settling twice is no error.
 	Settle(ctx context.Context, id string) error

@@ -155,6 +155,10 @@ func (s *subscription[T]) end(level slog.Level, why string) {
 		s.expiry.Stop()
 	}
 	m.subs--
+	if m.gated && m.subs == 0 {
+		m.shut = true
+		m.turn++
+	}
 	m.credits -= s.credits
 	m.lose(s, s.held(time.Time{}), level, why)
 	m.creditMayHaveChanged()

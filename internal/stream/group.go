@@ -80,15 +80,28 @@ func (c *Consumer) start(ctx context.Context) (string, error) {
 }
 
 // restorePending puts what is in flight back into the PEL of a group that was made
-// again, so that a crash from now on finds it there.
+// again, so that a crash from now on finds it there. What lands meanwhile was
+// acknowledged when there was no such entry, so it is acknowledged once more: here,
+// or by whoever lets it land; see [Consumer.landAll].
 func (c *Consumer) restorePending(ctx context.Context) error {
-	for ids := range slices.Chunk(c.flyingIDs(), page) {
+	c.mu.Lock()
+	c.restored++
+	flying := c.sortedFlying()
+	c.mu.Unlock()
+	for ids := range slices.Chunk(flying, page) {
 		args := []any{"XCLAIM", c.cfg.Stream, c.cfg.Group, c.cfg.Consumer, 0}
 		for _, id := range ids {
 			args = append(args, id)
 		}
 		if err := c.rdb.Do(ctx, append(args, "FORCE", "JUSTID")...).Err(); err != nil {
 			return fmt.Errorf("restoring pending entries: %w", err)
+		}
+		landed := slices.DeleteFunc(ids, func(id string) bool { return c.look(id) != nil })
+		if len(landed) == 0 {
+			continue
+		}
+		if err := c.rdb.XAck(ctx, c.cfg.Stream, c.cfg.Group, landed...).Err(); err != nil {
+			return fmt.Errorf("acknowledging restored entries: %w", err)
 		}
 	}
 	return nil
@@ -97,6 +110,11 @@ func (c *Consumer) restorePending(ctx context.Context) error {
 func (c *Consumer) flyingIDs() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.sortedFlying()
+}
+
+// sortedFlying is called with mu held.
+func (c *Consumer) sortedFlying() []string {
 	ids := make([]string, 0, len(c.inFlight))
 	for id := range c.inFlight {
 		ids = append(ids, id)
@@ -132,6 +150,9 @@ func (c *Consumer) pending(ctx context.Context, id string) (bool, error) {
 func (c *Consumer) Settled(ctx context.Context, id string) (bool, error) {
 	if _, ok := parseID(id); !ok {
 		return true, nil // no event of this stream
+	}
+	if c.look(id) != nil {
+		return false, nil // also while its group is made again
 	}
 	pending, err := c.pending(ctx, id)
 	if pending {

@@ -39,11 +39,22 @@ const (
 type world struct {
 	t      testing.TB
 	server *redis.Server
-	user   string // whom members log in as
-	db     int    // number of the database
+	user   string         // whom members log in as
+	where  *stream.Server // what members connect to, instead of server
+	db     int            // number of the database
 	// beforeSettle, if set, runs before members take an event out of their queue.
 	beforeSettle func(id string)
-	rdb          *goredis.Client
+	rdb          goredis.UniversalClient
+
+	events, results, dead string // keys, if they are not the usual ones
+}
+
+// key returns one that was set, or the usual one.
+func key(set, usual string) string {
+	if set != "" {
+		return set
+	}
+	return usual
 }
 
 func newWorld(t testing.TB, opts redis.Options) *world {
@@ -56,9 +67,7 @@ func newWorld(t testing.TB, opts redis.Options) *world {
 
 // use has all that follows happen in another database.
 func (w *world) use(db int) {
-	opts := *w.rdb.Options()
-	opts.DB = db
-	w.db, w.rdb = db, goredis.NewClient(&opts)
+	w.db, w.rdb = db, goredis.NewClient(&goredis.Options{Addr: w.server.Addr, Password: w.server.Password, DB: db})
 	rdb := w.rdb
 	w.t.Cleanup(func() { _ = rdb.Close() }) // the server ends anyway
 }
@@ -79,7 +88,7 @@ func (w *world) consumers() []string {
 
 func (w *world) send(pairs ...string) string {
 	w.t.Helper()
-	id, err := w.rdb.XAdd(w.t.Context(), &goredis.XAddArgs{Stream: events, Values: pairs}).Result()
+	id, err := w.rdb.XAdd(w.t.Context(), &goredis.XAddArgs{Stream: key(w.events, events), Values: pairs}).Result()
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -108,22 +117,34 @@ func (w *world) read(key string) []map[string]string {
 	return all
 }
 
-// resultsOf returns the results of one event.
+// resultsOf returns the final results of one event.
 func (w *world) resultsOf(id string) []scaleevent.Result {
 	w.t.Helper()
 	var of []scaleevent.Result
-	for _, fields := range w.read(results) {
-		if r := scaleevent.ParseResult(fields); r.EventID == id {
+	for _, fields := range w.read(key(w.results, results)) {
+		if r := scaleevent.ParseResult(fields); r.EventID == id && r.Final() {
 			of = append(of, r)
 		}
 	}
 	return of
 }
 
+// settled returns how many events have a final result.
+func (w *world) settled() int {
+	w.t.Helper()
+	ids := map[string]bool{}
+	for _, fields := range w.read(key(w.results, results)) {
+		if r := scaleevent.ParseResult(fields); r.Final() {
+			ids[r.EventID] = true
+		}
+	}
+	return len(ids)
+}
+
 // pending returns the IDs in the PEL, by consumer.
 func (w *world) pending() map[string][]string {
 	w.t.Helper()
-	entries, err := w.rdb.XPendingExt(w.t.Context(), &goredis.XPendingExtArgs{Stream: events, Group: group, Start: "-", End: "+", Count: 10000}).Result()
+	entries, err := w.rdb.XPendingExt(w.t.Context(), &goredis.XPendingExtArgs{Stream: key(w.events, events), Group: group, Start: "-", End: "+", Count: 10000}).Result()
 	if err != nil && !goredis.HasErrorPrefix(err, "NOGROUP") {
 		w.t.Fatal(err)
 	}
@@ -160,7 +181,7 @@ type member struct {
 	queue *queue.Memory[scaleevent.Event]
 	reg   *prometheus.Registry
 	log   *lines
-	rdb   *goredis.Client
+	rdb   goredis.UniversalClient
 	stop  func() // told to stop; returns when it has
 
 	mu     sync.Mutex
@@ -177,29 +198,33 @@ func drainTimeout(d time.Duration) config {
 	return func(c *stream.Config) { c.DrainTimeout = d }
 }
 
+var queueFinish = queue.Finish("finished", nil)
+
 var errStarting = errors.New("starting")
 
 // join makes a member; run has it work.
 func (w *world) join(name string, configs ...config) *member {
 	w.t.Helper()
 	cfg := stream.Config{
-		Stream: events, Results: results, Dead: dead, Group: group, Consumer: name,
+		Stream: key(w.events, events), Results: key(w.results, results), Dead: key(w.dead, dead), Group: group, Consumer: name,
 		ReclaimAfter: time.Minute, MaxEventBytes: scaleevent.DefaultMaxEventBytes, ResultsMaxLen: 10000,
 	}
 	for _, c := range configs {
 		c(&cfg)
 	}
 	m := &member{t: w.t, reg: prometheus.NewRegistry(), log: &lines{}, health: errStarting}
-	server := stream.Server{Host: w.server.Host, Port: w.server.Port, Username: w.user, Password: w.server.Password, DB: w.db}
+	server := stream.Server{Addrs: []string{w.server.Addr}, Username: w.user, Password: w.server.Password, DB: w.db}
+	if w.where != nil {
+		server = *w.where
+	}
 	m.rdb = stream.NewClient(server, name)
-	reads := stream.NewClient(server, name)
-	w.t.Cleanup(func() { _, _ = m.rdb.Close(), reads.Close() }) // nothing is left to write
-	m.queue = queue.NewMemory[scaleevent.Event](queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
+	w.t.Cleanup(func() { _ = m.rdb.Close() }) // nothing is left to write
+	m.queue = queue.NewMemory[scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter), queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
 	var q stream.Queue = m.queue
 	if w.beforeSettle != nil {
 		q = &watchedQueue{Queue: q, beforeSettle: w.beforeSettle}
 	}
-	m.Consumer = stream.New(cfg, m.rdb, reads, q, func(err error) {
+	m.Consumer = stream.New(cfg, m.rdb, func() goredis.UniversalClient { return stream.NewClient(server, name) }, q, func(err error) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		m.health = err
@@ -243,6 +268,16 @@ func (m *member) run() *member {
 	}
 	m.t.Cleanup(m.stop)
 	return m
+}
+
+// awaitTakeOver waits until the member, which has a subscriber, has taken over what
+// others had: only one of them has one in an installation that is set up well.
+func (m *member) awaitTakeOver() {
+	m.t.Helper()
+	eventually(m.t, "the takeover", func() bool {
+		_, shut := m.queue.Gate()
+		return !shut
+	})
 }
 
 func (m *member) healthErr() error {

@@ -99,6 +99,10 @@ func hint(err error) error {
 	switch {
 	case redis.HasErrorPrefix(err, "WRONGPASS"), redis.HasErrorPrefix(err, "NOAUTH"):
 		return fmt.Errorf("%w (check REDIS_USERNAME and REDIS_PASSWORD)", err)
+	case redis.HasErrorPrefix(err, "MOVED"), redis.HasErrorPrefix(err, "CROSSSLOT"), redis.HasErrorPrefix(err, "CLUSTERDOWN"):
+		return fmt.Errorf("%w (if this Redis is a cluster, set REDIS_CLUSTER and REDIS_ADDRS)", err)
+	case redis.HasErrorPrefix(err, "OOM"):
+		return fmt.Errorf("%w (Redis is full: raise its maxmemory, or trim streams)", err)
 	case redis.HasErrorPrefix(err, "NOPERM"):
 		return fmt.Errorf("%w (give the Redis user the rights of docs/event-contract.md)", err)
 	default:

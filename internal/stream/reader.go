@@ -14,17 +14,18 @@ import (
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-// block is how long a read waits for new entries. It is short because go-redis
-// does not interrupt a blocked read when its context is cancelled
-// (github.com/redis/go-redis/issues/2276).
-const block = time.Second
-
-// page is how many entries are read at once of what is ours already.
-const page = 100
+// page is how many entries are looked at or written at once, and readAtOnce how many
+// new ones are read: each read costs two round trips, whatever it brings.
+const (
+	page       = 128
+	readAtOnce = 512
+)
 
 // runReader reads until ctx ends. It is the only one that offers events, so they
 // are offered in the order in which it reads them.
 func (c *Consumer) runReader(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+	defer c.reads.Close()
+	defer context.AfterFunc(ctx, c.reads.interrupt)()
 	for attempt := range backoff.Default.Attempts(ctx) {
 		err := c.follow(ctx, producer, attempt)
 		if errors.Is(err, queue.ErrClosed) || isForeign(err) {
@@ -43,39 +44,46 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 	if err := c.ensureGroup(ctx); err != nil {
 		return err
 	}
+	if _, err := c.checkPause(ctx); err != nil {
+		return err
+	}
 	c.link.works("reading events")
 	attempt.Progress()
 
 	c.requestReplay()
-	adopted, claimed := false, time.Now()
+	first := true
 	for {
+		began := time.Now()
 		credit, err := producer.Credit(ctx)
 		if err != nil {
 			return fmt.Errorf("waiting for the queue: %w", err)
 		}
 		// While we waited, the group may have been deleted and made again by somebody
 		// else. Redis does not tell the one from the other.
-		if time.Since(claimed) >= c.pace.beat {
+		if time.Since(began) >= c.pace.beat {
 			if err := c.claimGroup(ctx); err != nil {
 				return err
 			}
-			claimed = time.Now()
 		}
-		if c.stoodBy.Swap(false) {
-			adopted = false // someone else may have been at work
+		if err := c.awaitResume(ctx); err != nil {
+			return err
 		}
-		if !adopted {
-			// Events of one task act in the order they were sent, so what a consumer
-			// before us has left comes before anything new.
-			if err := c.adopt(ctx); err != nil {
+		stoodBy := c.stoodBy.Swap(false) // before we look, so that what happens meanwhile counts
+		if turn, shut := c.queue.Gate(); shut || stoodBy || first {
+			// Events of one task act in the order they were sent, so what others have
+			// left comes before anything new.
+			if err := c.takeOver(ctx, producer); err != nil {
 				return err
 			}
-			adopted = true
+			first = false
+			c.queue.Open(turn)
+			continue // the credit is another now
 		}
 		n, landed := c.flying()
 		if n >= maxInFlight {
 			select {
 			case <-landed:
+			case <-c.gateShut:
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -83,7 +91,7 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 		}
 		select {
 		case <-c.replay:
-			c.own = "0"
+			c.own = "-"
 		default:
 		}
 		if c.own != "" {
@@ -92,113 +100,200 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 			}
 			continue // the credit is another now
 		}
-		if err := c.readNew(ctx, producer, min(credit, maxInFlight-n)); err != nil {
+		err = c.readNew(ctx, producer, min(credit, maxInFlight-n, readAtOnce))
+		if errors.Is(err, errInterrupted) {
+			c.requestReplay() // Redis may have answered just then
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		c.link.works("reading events")
 	}
 }
 
+// mayBlock reports whether the reader has nothing to do but wait for new entries.
+func (c *Consumer) mayBlock(ctx context.Context) func() bool {
+	return func() bool {
+		_, shut := c.queue.Gate()
+		return ctx.Err() == nil && len(c.replay) == 0 && !shut && !c.stoodBy.Load() && !c.paused.Load()
+	}
+}
+
 // readNew reads entries that nobody has read.
 func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleevent.Event], count int) error {
-	// The reply to a read that we gave up would be lost, so it is not ctx that
-	// ends it, but its own end or a connection that hangs.
-	readCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), block+3*time.Second)
-	defer cancel()
-	streams, err := c.reads.XReadGroup(readCtx, &redis.XReadGroupArgs{
+	streams, err := c.reads.read(ctx, &redis.XReadGroupArgs{
 		Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, ">"},
-		Count: int64(count), Block: block,
-	}).Result()
+		Count: int64(count), Block: c.pace.block,
+	}, c.mayBlock(ctx))
 	if ctx.Err() != nil {
 		return ctx.Err() // what was read stays in the PEL
 	}
+	if errors.Is(err, errInterrupted) {
+		return err
+	}
 	if err != nil && !errors.Is(err, redis.Nil) {
 		return fmt.Errorf("reading stream %s: %w", c.cfg.Stream, c.heal(ctx, err))
+	}
+	if len(streams) == 0 {
+		return nil
+	}
+	entries := streams[0].Messages
+	c.metrics.read.Add(float64(len(entries)))
+	if paused, err := c.pausedNow(ctx); paused || err != nil {
+		c.requestReplay() // what was read waits in the PEL
+		return err
+	}
+	now := time.Now()
+	for _, entry := range entries {
+		c.metrics.latency.Observe(age(entry.ID, now).Seconds())
 	}
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	if c.stoodBy.Load() {
 		return nil // what was read stays in the PEL, behind what we let go of
 	}
-	for _, s := range streams {
-		for _, entry := range s.Messages {
-			c.metrics.read.Inc()
-			if err := c.accept(ctx, producer, entry); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return c.accept(ctx, producer, entries, true)
 }
 
 // readOwn reads what is pending for us, page by page, and offers what is not in
 // flight. It stops at the end, or when it may not offer more; c.own says which.
 func (c *Consumer) readOwn(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
-	for {
-		streams, err := c.rdb.XReadGroup(ctx, &redis.XReadGroupArgs{
-			Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, c.own},
-			Count: page, Block: -1,
+	for c.own != "" {
+		pending, err := c.rdb.XPendingExt(ctx, &redis.XPendingExtArgs{
+			Stream: c.cfg.Stream, Group: c.cfg.Group, Consumer: c.cfg.Consumer, Start: c.own, End: "+", Count: page,
 		}).Result()
-		if err != nil && !errors.Is(err, redis.Nil) {
+		if err != nil {
 			return fmt.Errorf("reading our pending entries of stream %s: %w", c.cfg.Stream, c.heal(ctx, err))
 		}
-		if len(streams) == 0 || len(streams[0].Messages) == 0 {
-			c.own = ""
-			return nil
-		}
-		more, err := c.offerOwn(ctx, producer, streams[0].Messages)
+		more, err := c.offerOwn(ctx, producer, pending)
 		if err != nil || !more {
 			return err
 		}
+		if len(pending) < page {
+			c.own = ""
+		}
 	}
+	return nil
 }
 
 // offerOwn offers a page of our own entries. It returns false if it had to stop.
-func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage) (more bool, err error) {
+func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleevent.Event], pending []redis.XPendingExt) (more bool, err error) {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	if c.stoodBy.Load() {
 		return false, nil // all of it is read again
 	}
-	for _, entry := range entries {
-		if c.look(entry.ID) == nil {
-			if n, _ := c.flying(); n >= maxInFlight {
-				return false, nil
-			}
-			c.metrics.redelivered.Inc()
-			if err := c.accept(ctx, producer, entry); err != nil {
+	var ids []string
+	next := ""
+	more = true
+	for _, p := range pending {
+		if c.look(p.ID) != nil {
+			next = "(" + p.ID
+			continue
+		}
+		if n, _ := c.flying(); n+len(ids) >= maxInFlight {
+			more = false
+			break
+		}
+		next = "(" + p.ID
+		if c.cfg.PoisonAfter > 0 && p.RetryCount >= int64(c.cfg.PoisonAfter) {
+			if err := c.bury(ctx, p); err != nil {
 				return false, err
 			}
+			continue
 		}
-		c.own = entry.ID
+		ids = append(ids, p.ID)
 	}
-	return true, nil
+	entries, err := c.claimOwn(ctx, ids)
+	if err != nil {
+		return false, err
+	}
+	c.metrics.redelivered.Add(float64(len(entries)))
+	if err := c.accept(ctx, producer, entries, false); err != nil {
+		return false, err
+	}
+	if next != "" {
+		c.own = next
+	}
+	return more, nil
 }
 
-// accept offers an entry, or rejects it. An error means that the stream or the
-// queue is out of order; an entry that is out of order is none.
-func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entry redis.XMessage) error {
-	c.noteRead(entry.ID)
-	fields := fieldsOf(entry)
-	event, err := c.parse(entry.ID, fields)
-	var rejected *scaleevent.Error
-	if errors.As(err, &rejected) {
-		return c.rejectUnread(ctx, entry.ID, fields, rejected)
+// claimOwn reads entries that are ours already. A claim counts as a delivery, which
+// looking at them does not.
+func (c *Consumer) claimOwn(ctx context.Context, ids []string) ([]redis.XMessage, error) {
+	if len(ids) == 0 {
+		return nil, nil
 	}
+	entries, err := c.rdb.XClaim(ctx, &redis.XClaimArgs{
+		Stream: c.cfg.Stream, Group: c.cfg.Group, Consumer: c.cfg.Consumer, Messages: ids,
+	}).Result()
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("reading our pending entries of stream %s: %w", c.cfg.Stream, c.heal(ctx, err))
 	}
-	if !c.takeOff(entry.ID, &flight{event: event, accepted: time.Now()}) {
-		return nil
+	there := make([]redis.XMessage, 0, len(entries))
+	for _, e := range entries {
+		if e.Values != nil { // older servers tell so that it is gone
+			there = append(there, e)
+		}
 	}
-	err = producer.Offer(ctx, queue.Item[scaleevent.Event]{
-		ID: entry.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Value: event,
+	if len(there) < len(ids) {
+		return there, c.reportTrimmed(ctx, ids)
+	}
+	return there, nil
+}
+
+// bury makes a dead letter of an entry that was delivered again and again without
+// a verdict: whoever reads it seems to die of it.
+func (c *Consumer) bury(ctx context.Context, p redis.XPendingExt) error {
+	entries, err := c.rdb.XRange(ctx, c.cfg.Stream, p.ID, p.ID).Result()
+	if err != nil {
+		return fmt.Errorf("reading event %s: %w", p.ID, err)
+	}
+	if len(entries) == 0 {
+		return c.reportTrimmed(ctx, []string{p.ID})
+	}
+	return c.rejectUnread(ctx, p.ID, fieldsOf(entries[0]), int(p.RetryCount), &scaleevent.Error{
+		Reason: queue.ReasonPoison, Message: fmt.Sprintf("the event was delivered %d times, and each time the main pod ended before its verdict", p.RetryCount),
 	})
-	if err != nil {
-		c.land(entry.ID)
-		return fmt.Errorf("offering event %s: %w", entry.ID, err)
+}
+
+// accept offers entries, or rejects them. An error means that the stream or the
+// queue is out of order; an entry that is out of order is none. New ones are
+// reported as accepted before they are offered.
+func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage, isNew bool) error {
+	accepted := make([]scaleevent.Event, 0, len(entries))
+	for _, entry := range entries {
+		c.noteRead(entry.ID)
+		fields := fieldsOf(entry)
+		event, err := c.parse(entry.ID, fields)
+		var rejected *scaleevent.Error
+		if errors.As(err, &rejected) {
+			err = c.rejectUnread(ctx, entry.ID, fields, 0, rejected)
+		} else if err == nil {
+			accepted = append(accepted, event)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	c.log.InfoContext(ctx, "event accepted", "event", entry.ID, "task", event.TaskID, "pool", event.Pool, "type", string(event.Type))
+	if isNew {
+		c.reportAccepted(ctx, accepted)
+	}
+	now := time.Now()
+	for _, event := range accepted {
+		if !c.takeOff(event.ID, &flight{event: event, accepted: now}) {
+			continue
+		}
+		err := producer.Offer(ctx, queue.Item[scaleevent.Event]{
+			ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Value: event,
+		})
+		if err != nil {
+			c.land(event.ID)
+			return fmt.Errorf("offering event %s: %w", event.ID, err)
+		}
+		c.log.InfoContext(ctx, "event accepted", "event", event.ID, "task", event.TaskID, "pool", event.Pool, "type", string(event.Type))
+	}
 	return nil
 }
 

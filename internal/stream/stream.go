@@ -47,9 +47,15 @@ type Config struct {
 	// The zero value claims nothing and looks at no claim.
 	Owner Owner
 	// ReclaimAfter is how long an entry may stay in the PEL without a sign of life
-	// from its consumer before another takes it over. Entries of a consumer that
-	// is silent altogether are taken over after 10 seconds, if that is less.
+	// from its consumer before the active one takes it over, if it did not do so
+	// when it became the active one. Entries of a consumer that is silent altogether
+	// are taken over after 10 seconds, if that is less.
 	ReclaimAfter time.Duration
+	// PoisonAfter is how often an event is delivered in vain, each time ended by a
+	// crash, before it becomes a dead letter. Zero means without end.
+	PoisonAfter int
+	// Retention is how much of Stream is kept.
+	Retention Retention
 	// MaxEventBytes is the size beyond which an entry is rejected unread.
 	MaxEventBytes int
 	// ResultsMaxLen is how many results are kept, roughly.
@@ -63,6 +69,10 @@ type Config struct {
 type Queue interface {
 	Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error)
 	Stats(ctx context.Context) (queue.Stats, error)
+	// Gate, Open and Losses are as in [queue.Memory].
+	Gate() (turn int, shut bool)
+	Open(turn int)
+	Losses(id string) int
 }
 
 // A Consumer moves events from the stream to the queue and outcomes back. Make one
@@ -71,7 +81,7 @@ type Consumer struct {
 	cfg     Config
 	pace    pace
 	rdb     redis.UniversalClient // for everything that answers at once
-	reads   redis.UniversalClient // for reads that block, so that they hold up nothing else
+	reads   *blockingReads        // for reads that block
 	queue   Queue
 	log     *slog.Logger
 	metrics *metrics
@@ -80,10 +90,13 @@ type Consumer struct {
 	// replay asks the reader to read our own pending entries again. It holds one
 	// request; a second one adds nothing.
 	replay chan struct{}
+	// gateShut wakes the reader when the queue's gate is shut. It holds one token.
+	gateShut chan struct{}
 
 	mu       sync.Mutex
 	inFlight map[string]*flight // what is in the queue, by entry ID; guarded by mu
 	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
+	restored int                // counts how often restorePending ran; guarded by mu
 	lastRead string             // the highest entry ID that we have read; guarded by mu
 
 	// offering is held while events are offered, and while they are let go of.
@@ -91,9 +104,14 @@ type Consumer struct {
 	// stoodBy is set when events were let go of, until the reader knows. It is set
 	// with offering held; the reader offers nothing while it is set.
 	stoodBy atomic.Bool
+	// paused is what we last knew of a pause; pauseChecked is when, in Unix nanoseconds.
+	paused       atomic.Bool
+	pauseChecked atomic.Int64
 	// own is where the reader goes on in our own pending entries: empty when it has
 	// read them all. Only the reader uses it.
 	own string
+	// noAcked says that this Redis cannot trim by acknowledgement. Only the keeper uses it.
+	noAcked bool
 }
 
 // A flight is an event between its acceptance and its stored outcome.
@@ -111,7 +129,12 @@ const maxInFlight = 4096
 
 // pace is how often things are done. It follows from [Config.ReclaimAfter].
 type pace struct {
-	beat     time.Duration // between two signs of life
+	block    time.Duration // a read for new entries
+	watch    time.Duration // between two looks whether the queue has a subscriber
+	look     time.Duration // between two looks at the group
+	trim     time.Duration // between two times that the stream is trimmed
+	idle     time.Duration // between two looks at it when there is nothing to be seen
+	beat     time.Duration // between two signs of life, while something is in flight
 	standby  time.Duration // without a subscriber, until we let go of what we hold
 	vanished time.Duration // without a sign of life, until a consumer counts as gone
 	refresh  time.Duration // an entry's idle time at which we say that we still have it
@@ -124,6 +147,11 @@ type pace struct {
 func paceFor(reclaimAfter time.Duration) pace {
 	vanished := min(10*time.Second, reclaimAfter)
 	return pace{
+		block:    block,
+		watch:    100 * time.Millisecond,
+		look:     vanished / 2,
+		trim:     time.Minute,
+		idle:     2 * vanished,
 		beat:     vanished / 5,
 		standby:  vanished / 2,
 		vanished: vanished,
@@ -133,30 +161,31 @@ func paceFor(reclaimAfter time.Duration) pace {
 	}
 }
 
-// New returns a consumer that uses two clients of the same server, made by
-// [NewClient]: one for reads that block and one for everything else. The health
-// function hears nil when Redis answers and an error when it does not; it is
-// called on changes only. Metrics go to reg.
-func New(cfg Config, rdb, reads redis.UniversalClient, q Queue, health func(error), reg prometheus.Registerer, log *slog.Logger) *Consumer {
+// New returns a consumer that uses rdb, made by [NewClient], and makes clients of
+// the same server with dial for reads that block. The health function hears nil
+// when Redis answers and an error when it does not; it is called on changes only.
+// Metrics go to reg.
+func New(cfg Config, rdb redis.UniversalClient, dial func() redis.UniversalClient, q Queue, health func(error), reg prometheus.Registerer, log *slog.Logger) *Consumer {
 	m := newMetrics(reg)
 	return &Consumer{
 		cfg:      cfg,
 		pace:     paceFor(cfg.ReclaimAfter),
 		rdb:      rdb,
-		reads:    reads,
+		reads:    &blockingReads{dial: dial},
 		queue:    q,
 		log:      log,
 		metrics:  m,
 		link:     newLink(log, health, m),
 		replay:   make(chan struct{}, 1),
+		gateShut: make(chan struct{}, 1),
 		inFlight: map[string]*flight{},
 		landed:   make(chan struct{}),
 	}
 }
 
-// settlers is how many outcomes are stored at the same time: more than one, so that
-// a round trip to Redis does not bound how many events pass in a second.
-const settlers = 8
+// settlers is how many transactions store outcomes at the same time: more than one,
+// so that an outcome that Redis refuses does not hold up all others.
+const settlers = 4
 
 // Run consumes until ctx ends. Then it stops reading and stores outcomes for as
 // long as events are in flight and a subscriber has them, at most for the drain
@@ -177,8 +206,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 
 	intake, ctx := errgroup.WithContext(ctx)
 	intake.Go(func() error { return c.runReader(ctx, producer) })
-	intake.Go(func() error { return c.runReclaimer(ctx) })
-	intake.Go(func() error { return c.runSampler(ctx) })
+	intake.Go(func() error { return c.runKeeper(ctx) })
+	intake.Go(func() error { return c.runSubscribers(ctx) })
 
 	outflow, settling := errgroup.WithContext(settling)
 	outflow.Go(func() error { return c.runPresence(settling, producer) })
@@ -191,7 +220,23 @@ func (c *Consumer) Run(ctx context.Context) error {
 		c.drain(settling)
 	}
 	stopSettling()
-	return errors.Join(err, outflow.Wait(), producer.Close())
+	err = errors.Join(err, outflow.Wait())
+	c.leave(ctx)
+	return errors.Join(err, producer.Close())
+}
+
+// leave says of what we leave behind that it is not to blame.
+func (c *Consumer) leave(ctx context.Context) {
+	ids := c.flyingIDs()
+	if len(ids) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	c.log.InfoContext(ctx, "leaving events for the next consumer", "events", len(ids))
+	if err := c.takeBack(ctx, ids); err != nil {
+		c.log.WarnContext(ctx, "events that are left behind count as delivered in vain", "err", err)
+	}
 }
 
 // drain waits until nothing is in flight that could still land.
@@ -212,9 +257,6 @@ func (c *Consumer) drain(ctx context.Context) {
 		case <-look.C:
 		case <-ctx.Done():
 		}
-	}
-	if n, _ := c.flying(); n > 0 {
-		c.log.Info("leaving events for the next consumer", "events", n)
 	}
 }
 
@@ -255,6 +297,19 @@ func (c *Consumer) land(id string) {
 	c.landed = make(chan struct{})
 }
 
+// landAll is land for many. It returns true if they may have been put back into the
+// PEL since restored was as given.
+func (c *Consumer) landAll(outcomes []queue.Outcome, restored int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, o := range outcomes {
+		delete(c.inFlight, o.ItemID)
+	}
+	close(c.landed)
+	c.landed = make(chan struct{})
+	return c.restored != restored
+}
+
 // every calls f now and then once in each period, until ctx ends.
 func every(ctx context.Context, period time.Duration, f func()) {
 	ticker := time.NewTicker(period)
@@ -273,6 +328,7 @@ func every(ctx context.Context, period time.Duration, f func()) {
 func (c *Consumer) requestReplay() {
 	select {
 	case c.replay <- struct{}{}:
+		c.reads.interrupt()
 	default: // it was asked already
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
@@ -76,7 +77,7 @@ func TestARejectionOfTheScalerIsADeadLetterWithEveryField(t *testing.T) {
 	delete(letter, "dead_time")
 	want := map[string]string{
 		"type": "scale_up", "job_id": "t", "pool": "nowhere", "branch": "main",
-		"dead_event_id": id, "dead_reason": "unknown_pool", "dead_message": "there is no pool nowhere",
+		"dead_event_id": id, "dead_reason": "unknown_pool", "dead_message": "there is no pool nowhere", "dead_attempts": "1",
 	}
 	if diff := cmp.Diff(want, letter); diff != "" {
 		t.Errorf("dead letter (-want +got):\n%s", diff)
@@ -238,50 +239,65 @@ func TestEntriesOfAVanishedConsumerComeBeforeNewOnes(t *testing.T) {
 	}
 }
 
-func TestNobodyTakesWhatALivingConsumerHolds(t *testing.T) {
+func TestWhoGetsASubscriberHasEverythingAndTheOneBeforeWithdraws(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redis.Options{})
-	const after = 2 * time.Second
-	holder := w.join("holder", reclaimAfter(after)).run()
-	held := holder.subscribe(20)
+	before := w.join("before")
+	before.SetVanished(2 * time.Second)
+	held := before.run().subscribe(20)
 	var ids []string
-	for i := range 10 { // not all at once, or one sweep of the holder's would do
+	for i := range 10 {
 		ids = append(ids, w.up(fmt.Sprint("slow", i)))
-		time.Sleep(after / 10)
 	}
-	held.await(len(ids))
-	other := w.join("other", reclaimAfter(after)).run()
-	seen := other.finishAll(20)
-	time.Sleep(3 * after)
-	if got := seen(); len(got) != 0 {
-		t.Fatalf("the other got %v", got)
+	deliveries := held.await(len(ids))
+	heir := w.join("heir")
+	seen := heir.run().finishAll(20)
+	// It does not wait for the other to be silent.
+	eventually(t, "the heir to have all of them", func() bool { return len(seen()) == len(ids) })
+	got := seen()
+	slices.Sort(got) // they are of different tasks, so their order is free
+	slices.Sort(ids)
+	if diff := cmp.Diff(ids, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
-	for _, d := range held.await(len(ids)) {
-		held.resolve(d, queue.Finish("", nil))
+	for _, d := range deliveries {
+		select {
+		case <-d.Lost:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("the one before goes on with event %s", d.ID)
+		}
 	}
-	eventually(t, "an empty PEL", func() bool { return w.pendingCount() == 0 })
-	if got := held.got(); len(got) != len(ids) {
-		t.Errorf("the holder got %d events %d times", len(ids), len(got))
+	if got := before.log.with("WARN", "another main pod has taken over"); len(got) != 1 {
+		t.Errorf("%d lines of the log say so, want 1", len(got))
+	}
+	for _, id := range ids {
+		if got := len(w.resultsOf(id)); got != 1 {
+			t.Errorf("event %s has %d results", id, got)
+		}
 	}
 }
 
-func TestAConsumerThatIsTooBusyToReadDoesNotCountAsGone(t *testing.T) {
+func TestWhatAConsumerHoldsStaysItsOwnForAsLongAsItLives(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redis.Options{})
-	holder := w.join("holder")
-	holder.SetVanished(2 * time.Second)
-	held := holder.run().subscribe(1) // so it has no credit to read with
-	w.up("slow")
-	held.await(1)
-	other := w.join("other")
-	other.SetVanished(2 * time.Second)
-	seen := other.run().finishAll(1)
-	time.Sleep(5 * time.Second)
-	if got := seen(); len(got) != 0 {
-		t.Fatalf("the other got %v", got)
+	first := w.join("first", reclaimAfter(2*time.Second))
+	seen := first.run().finishAll(1)
+	eventually(t, "the first to be ready", func() bool { return first.healthErr() == nil })
+	// A misconfiguration: both have a subscriber.
+	second := w.join("second", reclaimAfter(2*time.Second)).run()
+	held := second.subscribe(1) // so it has no credit to read with, once it holds one
+	second.awaitTakeOver()
+	for len(held.got()) == 0 {
+		w.up("t")
+		time.Sleep(50 * time.Millisecond)
 	}
-	holder.stop()
-	eventually(t, "the other to take over", func() bool { return len(seen()) == 1 })
+	id := held.got()[0]
+	time.Sleep(5 * time.Second)
+	if slices.Contains(seen(), id) {
+		t.Error("the other one took what a living consumer holds")
+	}
+	second.stop()
+	eventually(t, "the other to take over", func() bool { return slices.Contains(seen(), id) })
 }
 
 func TestAConsumerWithoutSubscriberLetsGoAndDoesNotActLater(t *testing.T) {
@@ -299,6 +315,7 @@ func TestAConsumerWithoutSubscriberLetsGoAndDoesNotActLater(t *testing.T) {
 	eventually(t, "the result", func() bool { return len(w.resultsOf(id)) == 1 })
 
 	late := first.finishAll(4) // and comes back
+	first.awaitTakeOver()
 	next := w.up("next")
 	eventually(t, "the next event", func() bool { return len(w.resultsOf(next)) == 1 })
 	time.Sleep(500 * time.Millisecond)
@@ -618,7 +635,7 @@ func TestAResultIsNeverThereWithoutItsAcknowledgement(t *testing.T) {
 	}()
 	// Whatever moment a crash picks, it finds one of these states.
 	states := 0
-	for len(w.read(results)) < n {
+	for len(w.read(results)) < 2*n {
 		tx := w.rdb.TxPipeline()
 		res := tx.XRange(t.Context(), results, "-", "+")
 		pend := tx.XPendingExt(t.Context(), &goredis.XPendingExtArgs{Stream: events, Group: group, Start: "-", End: "+", Count: n})
@@ -631,7 +648,7 @@ func TestAResultIsNeverThereWithoutItsAcknowledgement(t *testing.T) {
 			open[e.ID] = true
 		}
 		for _, e := range res.Val() {
-			if id := e.Values["event_id"].(string); open[id] {
+			if id := e.Values["event_id"].(string); open[id] && e.Values["status"] != scaleevent.StatusAccepted {
 				t.Fatalf("event %s has a result and is not acknowledged", id)
 			}
 		}
@@ -874,11 +891,14 @@ func TestGaugesAreRightAlsoWhenRedisDoesNotKnowTheLag(t *testing.T) {
 		if got := m.metric("pending_entries"); got != 2 {
 			t.Errorf("pending = %v, want 2", got)
 		}
-		if got := m.metric("oldest_pending_seconds"); got <= 0 || got > 60 {
+		if got := m.metric("oldest_unacknowledged_seconds"); got <= 0 || got > 60 {
 			t.Errorf("age of the oldest = %v s", got)
 		}
 	}
 	check(3)
+	if problems, err := testutil.GatherAndLint(m.reg); err != nil || len(problems) > 0 {
+		t.Errorf("lint of the metrics: %v, %v", problems, err)
+	}
 	unread, err := w.rdb.XRevRangeN(t.Context(), events, "+", "-", 2).Result()
 	if err != nil {
 		t.Fatal(err)

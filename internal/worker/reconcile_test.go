@@ -86,6 +86,9 @@ func TestFinishedWorkerIsCollectedOnceItsLogsAndItsEventAreSettled(t *testing.T)
 		stats, err := s.workers.Stats(t.Context())
 		return err == nil && stats.Unsettled == 0 && stats.Leased == 0
 	})
+	if got, _ := s.ends.of(name); len(got) != 1 || got[0].Event != e.ID || got[0].Class != worker.ClassSucceeded || *got[0].ExitCode != 0 {
+		t.Errorf("its end was told as %+v, want once, succeeded with 0", got)
+	}
 	if n := s.metric("ottoscaler_worker_event_to_running_seconds"); n != 1 {
 		t.Errorf("%v observations of the time to running, want 1", n)
 	}
@@ -108,6 +111,9 @@ func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
 	}
 	s.events.set(e.ID, false)
 	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
+	if got, _ := s.ends.of(name); len(got) != 1 || got[0].Class != worker.ClassRemoved {
+		t.Errorf("its end was told as %+v, want once, removed", got)
+	}
 }
 
 func TestWorkerIsReleasedAtTheDrainDeadline(t *testing.T) {

@@ -41,6 +41,8 @@ const (
 	FieldDeadReason  = "dead_reason"
 	FieldDeadMessage = "dead_message"
 	FieldDeadTime    = "dead_time"
+	// FieldDeadAttempts is how often the event was tried.
+	FieldDeadAttempts = "dead_attempts"
 )
 
 // Limits of the contract. An event beyond one of them is rejected.
@@ -75,11 +77,11 @@ const (
 	MaxMetadataBytes = 128 << 10
 )
 
-// aliases maps an alias to its field.
-var aliases = map[string]string{
-	AliasJobID:            FieldTaskID,
-	AliasTargetDeployment: FieldPool,
-	AliasCount:            FieldPodCount,
+// aliasOf maps a field to its alias.
+var aliasOf = map[string]string{
+	FieldTaskID:   AliasJobID,
+	FieldPool:     AliasTargetDeployment,
+	FieldPodCount: AliasCount,
 }
 
 // contractFields are the names that never are metadata, but for env.NAME.
@@ -89,7 +91,7 @@ var contractFields = map[string]bool{
 	FieldRepository: true, FieldCommitSHA: true, FieldTriggeredBy: true, FieldReason: true, FieldTimestamp: true,
 	FieldImage: true, FieldCommand: true, FieldCPU: true, FieldMemory: true, FieldTraceparent: true,
 	AliasJobID: true, AliasTargetDeployment: true, AliasCount: true,
-	FieldDeadEventID: true, FieldDeadReason: true, FieldDeadMessage: true, FieldDeadTime: true,
+	FieldDeadEventID: true, FieldDeadReason: true, FieldDeadMessage: true, FieldDeadTime: true, FieldDeadAttempts: true,
 }
 
 // reservedEnv are the variables that the scaler sets in every worker. With them go

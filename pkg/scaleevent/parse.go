@@ -3,7 +3,6 @@ package scaleevent
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -83,15 +82,20 @@ func (p *parser) fail(reason, field, format string, args ...any) {
 
 // checkSizes comes first, so that no later step has to look at a huge value.
 func (p *parser) checkSizes() {
-	for _, name := range slices.Sorted(maps.Keys(p.fields)) {
-		if size := len(p.fields[name]); size > MaxFieldBytes {
-			shown := name
-			if len(shown) > MaxMetadataNameBytes {
-				shown = shown[:MaxMetadataNameBytes]
-			}
-			p.fail(ReasonFieldTooLarge, shown, "field %s has %d bytes, more than the %d that a field may have: send a reference to the data instead",
-				quote(name), size, MaxFieldBytes)
+	var tooLarge []string // mostly none
+	for name, value := range p.fields {
+		if len(value) > MaxFieldBytes {
+			tooLarge = append(tooLarge, name)
 		}
+	}
+	slices.Sort(tooLarge) // the first of them is told
+	for _, name := range tooLarge {
+		shown := name
+		if len(shown) > MaxMetadataNameBytes {
+			shown = shown[:MaxMetadataNameBytes]
+		}
+		p.fail(ReasonFieldTooLarge, shown, "field %s has %d bytes, more than the %d that a field may have: send a reference to the data instead",
+			quote(name), len(p.fields[name]), MaxFieldBytes)
 	}
 }
 
@@ -99,10 +103,10 @@ func (p *parser) checkSizes() {
 // or its alias.
 func (p *parser) get(field string) (name, value string) {
 	name, value = field, p.fields[field]
-	for alias, of := range aliases {
+	if alias, has := aliasOf[field]; has {
 		other, present := p.fields[alias]
 		switch {
-		case of != field || !present:
+		case !present:
 		case value == "":
 			name, value = alias, other
 		case other != "" && value != other:
@@ -307,14 +311,18 @@ var (
 // others reads env.NAME and the fields that the contract does not know.
 func (p *parser) others() (env, metadata map[string]string) {
 	size := 0
-	for _, field := range slices.Sorted(maps.Keys(p.fields)) {
+	var others []string // mostly few
+	for field := range p.fields {
+		if !contractFields[field] {
+			others = append(others, field)
+		}
+	}
+	slices.Sort(others) // the first fault is told
+	for _, field := range others {
 		value := p.fields[field]
 		if name, isEnv := strings.CutPrefix(field, envPrefix); isEnv {
 			p.checkEnv(name, value)
 			env = put(env, name, value)
-			continue
-		}
-		if isContractField(field) {
 			continue
 		}
 		p.checkMetadata(field, value)

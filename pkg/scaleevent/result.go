@@ -14,22 +14,34 @@ const (
 	ResultTaskID   = "task_id"
 	ResultPool     = "pool"
 	ResultAttempts = "attempts"
+	// ResultWorker, ResultExitCode and ResultAttempt are details of a worker's end.
+	ResultWorker   = "worker"
+	ResultExitCode = "exit_code"
+	ResultAttempt  = "attempt"
 )
 
 // The values of [Result.Status].
 const (
+	// StatusAccepted says that the event was read and is in work.
+	StatusAccepted = "accepted"
+	// StatusSucceeded, StatusFailed and StatusRemoved say how a worker of the event
+	// ended, after the event itself has.
+	StatusSucceeded = "succeeded"
+	StatusFailed    = "failed"
+	StatusRemoved   = "removed"
 	// StatusDone says that the event's effect is in the cluster.
 	StatusDone = "done"
 	// StatusRejected says that the event has no effect, now or later.
 	StatusRejected = "rejected"
 )
 
-// A Result is what became of an event: an entry of the results stream. Every event
-// has one, sooner or later; after a crash it may be there twice, with one event ID.
+// A Result is what is known of an event: an entry of the results stream. Every event
+// has a final one, sooner or later; after a crash it may be there twice, with one
+// event ID.
 type Result struct {
 	// EventID is the ID of the event's entry.
 	EventID string
-	// Status is StatusDone or StatusRejected.
+	// Status is one of the constants above.
 	Status string
 	// Reason is a machine-readable word, empty when done.
 	Reason string
@@ -42,6 +54,10 @@ type Result struct {
 	// Details are facts, such as the names of the workers made.
 	Details map[string]string
 }
+
+// Final reports whether the event has ended. Results that are not final tell how
+// far it is.
+func (r Result) Final() bool { return r.Status == StatusDone || r.Status == StatusRejected }
 
 // Fields returns the result as the fields of a stream entry. A detail cannot take
 // the place of a field of the result.

@@ -33,18 +33,26 @@ type Row struct {
 	Ratio float64 `json:"ratio"`
 }
 
-// measurement makes the rows of these names, in their order.
+// measurement makes the rows of these names, in their order. One of the two runs
+// is set: on a lab, which is brought up when the first of them needs it, or by itself.
 type measurement struct {
-	rows []string
-	run  func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
+	rows  []string
+	onLab func(ctx context.Context, l *lab.Lab, quick bool) ([]Row, error)
+	alone func(ctx context.Context, quick bool) ([]Row, error)
 }
 
 var measurements = []measurement{
-	{[]string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, eventToCreate},
-	{[]string{"creates, many events of one worker"}, manyEvents},
-	{[]string{"creates, one event of many workers"}, oneEvent},
-	{[]string{"finished worker to gone, p50"}, finishToGone},
-	{[]string{"memory of the scaler with 5,000 workers", "event to CREATE accepted with 5,000 workers, p50", "deletes of 5,000 workers"}, crowd},
+	{rows: []string{"intake: events through consumer, queue and back"}, alone: throughput},
+	{rows: []string{"intake: XADD to lease with 1000 events a second, p50", "intake: XADD to lease with 1000 events a second, p99"}, alone: latency},
+	{rows: []string{
+		"intake: Redis calls of an idle consumer in 5 s", "intake: processor time of an idle consumer",
+		"intake: memory of an idle consumer", "intake: memory with 100000 events to come",
+	}, alone: idle},
+	{rows: []string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, onLab: eventToCreate},
+	{rows: []string{"creates, many events of one worker"}, onLab: manyEvents},
+	{rows: []string{"creates, one event of many workers"}, onLab: oneEvent},
+	{rows: []string{"finished worker to gone, p50"}, onLab: finishToGone},
+	{rows: []string{"memory of the scaler with 5,000 workers", "event to CREATE accepted with 5,000 workers, p50", "deletes of 5,000 workers"}, onLab: crowd},
 }
 
 func main() {
@@ -57,11 +65,12 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
+	var l *lab.Lab
+	defer func() {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
 
 	var rows []Row
 	for _, m := range measurements {
@@ -79,7 +88,18 @@ func run(ctx context.Context) (err error) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", strings.Join(m.rows, "; "))
-		measured, err := m.run(ctx, l, os.Getenv("QUICK") != "")
+		quick := os.Getenv("QUICK") != ""
+		var measured []Row
+		if m.alone != nil {
+			measured, err = m.alone(ctx, quick)
+		} else {
+			if l == nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+					return err
+				}
+			}
+			measured, err = m.onLab(ctx, l, quick)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", m.rows[0], err)
 		}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/lab"
 	"github.com/ottoscaler/ottoscaler/internal/dev/report"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 )
 
 // Row is one fault of the matrix.
@@ -26,6 +27,8 @@ type Row struct {
 	Name string `json:"name"`
 	// Runs is how often it was injected; in a storm, how many events there were.
 	Runs int `json:"runs"`
+	// Events is how many events went through meanwhile.
+	Events int `json:"events,omitempty"`
 	// Lost, Duplicated and Reordered count effects over all runs.
 	Lost       int `json:"lost"`
 	Duplicated int `json:"duplicated"`
@@ -65,17 +68,32 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
+	stream.Quiet() // it is us who make connections fail
 	runs := 20
 	if os.Getenv("QUICK") != "" {
 		runs = 4
 	}
-	l, err := lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, l.Close()) }()
-
 	var rows []Row
+	for _, f := range intakeFaults {
+		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
+		if err != nil {
+			return err
+		}
+		if !selected {
+			continue
+		}
+		row, err := f.run(ctx, f.name, os.Getenv("QUICK") != "")
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		rows = append(rows, row)
+	}
+	var l *lab.Lab // brought up when a row needs it
+	defer func() {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
 	for _, f := range matrix {
 		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
 		if err != nil {
@@ -83,6 +101,11 @@ func run(ctx context.Context) (err error) {
 		}
 		if !selected {
 			continue
+		}
+		if l == nil {
+			if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+				return err
+			}
 		}
 		row, err := inject(ctx, l, f, runs)
 		if err != nil {

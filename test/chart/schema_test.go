@@ -82,7 +82,9 @@ var reserved = map[string]bool{
 	"KUBECONFIG":     true, // in a pod, the service account
 	"RELEASE_AFTER":  true, // the main pod's labels
 	// Secrets come from existingSecret, as a variable.
-	"REDIS_PASSWORD_FILE": true,
+	"REDIS_PASSWORD_FILE":          true,
+	"REDIS_SENTINEL_PASSWORD":      true,
+	"REDIS_SENTINEL_PASSWORD_FILE": true,
 }
 
 func TestSchemaKnowsExactlyTheVariablesOfThePrograms(t *testing.T) {

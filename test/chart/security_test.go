@@ -67,7 +67,10 @@ func TestOnlyTheConsumerHasTheRedisPassword(t *testing.T) {
 		}
 		want := []string(nil)
 		if c.Name == "consumer" {
-			want = []string{"REDIS_PASSWORD"}
+			want = []string{"REDIS_PASSWORD", "REDIS_SENTINEL_PASSWORD"}
+		}
+		if mounts := slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == "redis-tls" }); mounts != (c.Name == "consumer") {
+			t.Errorf("%s: has the certificates of Redis: %t", c.Name, mounts)
 		}
 		if diff := cmp.Diff(want, secrets); diff != "" {
 			t.Errorf("%s: variables from the Redis secret (-want +got):\n%s", c.Name, diff)

@@ -177,8 +177,11 @@ that may have permissions. */}}
 
 {{/* What the schema cannot say, because it takes two values to know it. */}}
 {{- define "ottoscaler.validate" -}}
-{{- if not (get .Values.consumer.env "REDIS_HOST") -}}
-{{- fail "consumer.env.REDIS_HOST is not set: the consumer would not know which Redis to read" -}}
+{{- if not (or (get .Values.consumer.env "REDIS_HOST") (get .Values.consumer.env "REDIS_ADDRS")) -}}
+{{- fail "consumer.env.REDIS_HOST is not set, nor REDIS_ADDRS: the consumer would not know which Redis to read" -}}
+{{- end -}}
+{{- if and .Values.redis.tls.secret (or (hasKey .Values.consumer.env "REDIS_TLS") (hasKey .Values.consumer.env "REDIS_TLS_CA_FILE") (hasKey .Values.consumer.env "REDIS_TLS_CERT_FILE") (hasKey .Values.consumer.env "REDIS_TLS_KEY_FILE")) -}}
+{{- fail "redis.tls.secret sets REDIS_TLS and the files: leave them out of consumer.env" -}}
 {{- end -}}
 {{- if not (get .Values.logRelay.env "LOG_SERVER_ADDR") -}}
 {{- fail "logRelay.env.LOG_SERVER_ADDR is not set: the log relay would not know where to send the lines" -}}

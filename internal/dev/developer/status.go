@@ -19,6 +19,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/environment"
 	"github.com/ottoscaler/ottoscaler/internal/dev/release"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
@@ -164,25 +165,33 @@ func showBacklog(ctx context.Context, rdb *redis.Client, e *environment.Environm
 	if groups[i].Lag < 0 {
 		unread = "an unknown number"
 	}
+	if why, err := rdb.Get(ctx, stream.PauseKey(e.Vars[environment.RedisStream], groups[i].Name)).Result(); err == nil {
+		row("paused", "%s (make resume)", why)
+	}
 	row("backlog", "%s unread, %d in work, %d consumers", unread, groups[i].Pending, groups[i].Consumers)
 	return nil
 }
 
 func showEvents(ctx context.Context, rdb *redis.Client, e *environment.Environment, row func(string, string, ...any)) error {
-	entries, err := rdb.XRevRangeN(ctx, e.Vars[environment.RedisResults], "+", "-", lastEvents).Result()
+	entries, err := rdb.XRevRangeN(ctx, e.Vars[environment.RedisResults], "+", "-", 100).Result()
 	if err != nil {
 		return err
 	}
-	if len(entries) == 0 {
-		row("event", "none was carried out yet")
-	}
-	slices.Reverse(entries)
+	var last []scaleevent.Result // the newest first
 	for _, entry := range entries {
 		fields := map[string]string{}
 		for name, value := range entry.Values {
 			fields[name] = fmt.Sprint(value)
 		}
-		r := scaleevent.ParseResult(fields)
+		if r := scaleevent.ParseResult(fields); r.Final() && len(last) < lastEvents {
+			last = append(last, r)
+		}
+	}
+	if len(last) == 0 {
+		row("event", "none was carried out yet")
+	}
+	slices.Reverse(last)
+	for _, r := range last {
 		text := fmt.Sprintf("%s  %s %s, task %s, pool %s", r.EventID, r.Status, r.Type, r.TaskID, r.Pool)
 		if r.Reason != "" {
 			text += " (" + r.Reason + ")"

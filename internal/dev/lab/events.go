@@ -45,7 +45,7 @@ func (e *Events) Await(ctx context.Context, id string) (scaleevent.Result, error
 	return results[0], nil
 }
 
-// AwaitAll waits for the first result of each event and returns them in the order
+// AwaitAll waits for the first final result of each event and returns them in the order
 // in which they came.
 func (e *Events) AwaitAll(ctx context.Context, ids ...string) ([]scaleevent.Result, error) {
 	var results []scaleevent.Result
@@ -58,7 +58,7 @@ func (e *Events) AwaitAll(ctx context.Context, ids ...string) ([]scaleevent.Resu
 		for _, entry := range entries {
 			last = entry.ID
 			result := scaleevent.ParseResult(fields(entry))
-			if i := slices.Index(missing, result.EventID); i >= 0 {
+			if i := slices.Index(missing, result.EventID); i >= 0 && result.Final() {
 				missing = slices.Delete(missing, i, i+1)
 				results = append(results, result)
 			}

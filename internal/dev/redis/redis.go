@@ -42,6 +42,8 @@ type Options struct {
 	Bind []string
 	// AppendOnly keeps every write on disk, to survive Kill and Restart.
 	AppendOnly bool
+	// Config are further lines of the server's configuration.
+	Config []string
 	// Output receives a line before anything that takes long.
 	Output io.Writer
 }
@@ -183,7 +185,7 @@ func (s *Server) config() string {
 	if s.opts.AppendOnly {
 		appendOnly = "yes"
 	}
-	return strings.Join([]string{
+	lines := []string{
 		"bind " + strings.Join(s.opts.Bind, " "),
 		"port " + strconv.Itoa(s.Port),
 		"requirepass " + s.Password,
@@ -191,8 +193,8 @@ func (s *Server) config() string {
 		`save ""`,
 		"appendonly " + appendOnly,
 		"daemonize no",
-		"",
-	}, "\n")
+	}
+	return strings.Join(append(lines, s.opts.Config...), "\n") + "\n"
 }
 
 func (s *Server) configFile() string { return filepath.Join(s.opts.Dir, "redis.conf") }

@@ -63,6 +63,13 @@ func (c *Client) Workers() queue.Queue[queue.Worker] {
 	return &remote[queue.Worker]{client: c, codec: workers}
 }
 
+// ReportWorkerEnd tells how a worker ended. It returns once that is stored; a caller
+// that gets an error asks again.
+func (c *Client) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) error {
+	_, err := c.service.ReportWorkerEnd(ctx, encodeEnd(end))
+	return fromUnary(ctx, "reporting a worker's end to the queue at "+c.addr, err)
+}
+
 // remote is one topic of the server.
 type remote[T any] struct {
 	client *Client

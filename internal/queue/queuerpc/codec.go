@@ -33,27 +33,23 @@ var events = codec[scaleevent.Event]{
 var workers = codec[queue.Worker]{
 	topic: queuev1.Topic_TOPIC_WORKERS,
 	encode: func(w queue.Worker, into *queuev1.Item) {
-		into.Payload = &queuev1.Item_Worker{Worker: &queuev1.Worker{
-			Namespace: w.Namespace,
-			Name:      w.Name,
-			TaskId:    w.TaskID,
-			Pool:      w.Pool,
-			EventId:   w.EventID,
-		}}
+		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(w)}
 	},
 	decode: func(from *queuev1.Item) (queue.Worker, error) {
 		payload := from.GetWorker()
 		if payload == nil {
 			return queue.Worker{}, errors.New("no worker in it")
 		}
-		return queue.Worker{
-			Namespace: payload.GetNamespace(),
-			Name:      payload.GetName(),
-			TaskID:    payload.GetTaskId(),
-			Pool:      payload.GetPool(),
-			EventID:   payload.GetEventId(),
-		}, nil
+		return decodeWorker(payload), nil
 	},
+}
+
+func encodeWorker(w queue.Worker) *queuev1.Worker {
+	return &queuev1.Worker{Namespace: w.Namespace, Name: w.Name, TaskId: w.TaskID, Pool: w.Pool, EventId: w.EventID}
+}
+
+func decodeWorker(w *queuev1.Worker) queue.Worker {
+	return queue.Worker{Namespace: w.GetNamespace(), Name: w.GetName(), TaskID: w.GetTaskId(), Pool: w.GetPool(), EventID: w.GetEventId()}
 }
 
 func (c codec[T]) encodeItem(item queue.Item[T]) *queuev1.Item {

@@ -57,7 +57,7 @@ func connect[Req, Resp any](ctx context.Context, start func(context.Context, ...
 	return &conn[Req, Resp]{
 		stream:  stream,
 		cancel:  cancel,
-		sending: make(chan *Req, 16),
+		sending: make(chan *Req, batch),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
 	}, nil
@@ -65,8 +65,8 @@ func connect[Req, Resp any](ctx context.Context, start func(context.Context, ...
 
 // run starts both goroutines. Each message goes through receive; ended is called
 // when there are no more, just before done is closed.
-func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(*Resp) error, ended func()) {
-	c.running.Go(func() { c.sendAll(heartbeat, every) })
+func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(*Resp) error, ended func(), merge func(into, next *Req) bool) {
+	c.running.Go(func() { c.sendAll(heartbeat, every, merge) })
 	c.running.Go(func() {
 		defer c.cancel()
 		for {
@@ -86,7 +86,7 @@ func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(
 
 // sendAll sends until the stream ends or Close is called. A Send that fails
 // needs no attention: Recv tells the cause.
-func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration) {
+func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration, merge func(into, next *Req) bool) {
 	var beats <-chan time.Time
 	if heartbeat != nil {
 		ticker := time.NewTicker(every)
@@ -96,7 +96,7 @@ func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration) {
 	for {
 		select {
 		case message := <-c.sending:
-			if c.stream.Send(message) != nil {
+			if sendMerged(message, c.sending, c.stream.Send, merge) != nil {
 				return
 			}
 		case <-beats:

@@ -1,6 +1,7 @@
 package queuerpc
 
 import (
+	"context"
 	"errors"
 	"io"
 
@@ -50,9 +51,9 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 	go func() { received <- receiveVerdicts(stream, watched) }()
 
 	group, ctx := errgroup.WithContext(stream.Context())
-	responses := make(chan *queuev1.ConsumeResponse)
+	responses := make(chan *queuev1.ConsumeResponse, batch)
 	group.Go(func() error { return first(ctx, received) })
-	group.Go(func() error { return sendAll(ctx, responses, stream.Send) })
+	group.Go(func() error { return sendAll(ctx, responses, stream.Send, mergeDeliveries) })
 	group.Go(func() error {
 		for {
 			d, err := watched.Next(ctx)
@@ -92,6 +93,38 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 	return err
 }
 
+// batch bounds how many deliveries or verdicts one message carries.
+const batch = 64
+
+func mergeDeliveries(into, next *queuev1.ConsumeResponse) bool {
+	if into.GetDelivery() == nil || next.GetDelivery() == nil || len(into.GetMoreDeliveries()) == batch-1 {
+		return false
+	}
+	into.MoreDeliveries = append(into.MoreDeliveries, next.GetDelivery())
+	return true
+}
+
+func mergeVerdicts(into, next *queuev1.ConsumeRequest) bool {
+	if into.GetVerdict() == nil || next.GetVerdict() == nil || len(into.GetMoreVerdicts()) == batch-1 {
+		return false
+	}
+	into.MoreVerdicts = append(into.MoreVerdicts, next.GetVerdict())
+	return true
+}
+
+func resolve[T any](ctx context.Context, subscription queue.Subscription[T], message *queuev1.ConsumeRequest_Verdict) error {
+	verdict, err := decodeVerdict(message)
+	if err != nil {
+		return err
+	}
+	// The subscriber of a lost lease hears it from the Lost message.
+	err = subscription.Resolve(ctx, queue.Delivery[T]{Lease: message.GetLeaseId()}, verdict)
+	if err != nil && !errors.Is(err, queue.ErrLeaseLost) {
+		return err
+	}
+	return nil
+}
+
 func receiveVerdicts[T any](stream consumeStream, subscription queue.WatchedSubscription[T]) error {
 	ctx := stream.Context()
 	for {
@@ -103,14 +136,13 @@ func receiveVerdicts[T any](stream consumeStream, subscription queue.WatchedSubs
 		case *queuev1.ConsumeRequest_Heartbeat_:
 			subscription.Heartbeat()
 		case *queuev1.ConsumeRequest_Verdict_:
-			verdict, err := decodeVerdict(message.Verdict)
-			if err != nil {
+			if err := resolve(ctx, subscription, message.Verdict); err != nil {
 				return err
 			}
-			d := queue.Delivery[T]{Lease: message.Verdict.GetLeaseId()}
-			// The subscriber of a lost lease hears it from the Lost message.
-			if err := subscription.Resolve(ctx, d, verdict); err != nil && !errors.Is(err, queue.ErrLeaseLost) {
-				return err
+			for _, verdict := range request.GetMoreVerdicts() {
+				if err := resolve(ctx, subscription, verdict); err != nil {
+					return err
+				}
 			}
 		default:
 			return invalid("consuming: unexpected message %T", message)

@@ -3,6 +3,7 @@ package queuerpc
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/ottoscaler/ottoscaler/internal/queue"
@@ -31,7 +32,7 @@ func (r *remote[T]) Produce(ctx context.Context, name string) (queue.Producer[T]
 		return nil, at("producing on", r.client.addr, err)
 	}
 	p := &producer[T]{conn: conn, codec: r.codec, changed: make(chan struct{}), more: make(chan struct{}, 1)}
-	conn.run(nil, 0, p.receive, func() {})
+	conn.run(nil, 0, p.receive, func() {}, nil)
 	return p, nil
 }
 
@@ -91,24 +92,36 @@ func (p *producer[T]) Offer(ctx context.Context, item queue.Item[T]) error {
 
 // Outcome implements [queue.Producer].
 func (p *producer[T]) Outcome(ctx context.Context) (queue.Outcome, error) {
+	outcomes, err := p.Outcomes(ctx, 1)
+	if err != nil {
+		return queue.Outcome{}, err
+	}
+	return outcomes[0], nil
+}
+
+// Outcomes implements [queue.Producer].
+func (p *producer[T]) Outcomes(ctx context.Context, most int) ([]queue.Outcome, error) {
 	for {
 		if err := p.wait(ctx, p.more); err != nil {
-			return queue.Outcome{}, err
+			return nil, err
 		}
-		p.mu.Lock()
-		if len(p.outcomes) == 0 {
-			p.mu.Unlock()
-			continue
+		if outcomes := p.take(most); len(outcomes) > 0 {
+			return outcomes, nil
 		}
-		outcome := p.outcomes[0]
-		p.outcomes[0] = queue.Outcome{}
-		p.outcomes = p.outcomes[1:]
-		if len(p.outcomes) > 0 {
-			signal(p.more) // whoever waits beside us
-		}
-		p.mu.Unlock()
-		return outcome, nil
 	}
+}
+
+func (p *producer[T]) take(most int) []queue.Outcome {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := min(most, len(p.outcomes))
+	outcomes := slices.Clone(p.outcomes[:n])
+	clear(p.outcomes[:n])
+	p.outcomes = p.outcomes[n:]
+	if len(p.outcomes) > 0 {
+		signal(p.more) // whoever waits beside us
+	}
+	return outcomes
 }
 
 // Settle implements [queue.Producer]. It returns when the word is on its way.

@@ -33,6 +33,7 @@ type Server struct {
 	queuev1.UnimplementedQueueServiceServer
 	events  queue.Queue[scaleevent.Event]
 	workers queue.Queue[queue.Worker]
+	ends    func(ctx context.Context, end queue.WorkerEnd) error // nil: nobody wants to know
 }
 
 // NewServer returns a server of two queues, which must be able to return a
@@ -40,6 +41,10 @@ type Server struct {
 func NewServer(events queue.Queue[scaleevent.Event], workers queue.Queue[queue.Worker]) *Server {
 	return &Server{events: events, workers: workers}
 }
+
+// OnWorkerEnd has f store how workers ended. Without it, nobody is told. It is
+// called before the server serves.
+func (s *Server) OnWorkerEnd(f func(ctx context.Context, end queue.WorkerEnd) error) { s.ends = f }
 
 // Register adds the service to a gRPC server made elsewhere.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
@@ -134,6 +139,16 @@ func (s *Server) AwaitSettlement(ctx context.Context, r *queuev1.AwaitSettlement
 		return nil, toStatus(err)
 	}
 	return &queuev1.AwaitSettlementResponse{}, nil
+}
+
+// ReportWorkerEnd implements the service.
+func (s *Server) ReportWorkerEnd(ctx context.Context, r *queuev1.ReportWorkerEndRequest) (*queuev1.ReportWorkerEndResponse, error) {
+	if s.ends != nil {
+		if err := s.ends(ctx, decodeEnd(r)); err != nil {
+			return nil, toStatus(err)
+		}
+	}
+	return &queuev1.ReportWorkerEndResponse{}, nil
 }
 
 // GetStats implements the service.

@@ -61,14 +61,18 @@ func (r *remote[T]) Subscribe(ctx context.Context, opts queue.SubscribeOptions) 
 	heartbeat := &queuev1.ConsumeRequest{Message: &queuev1.ConsumeRequest_Heartbeat_{
 		Heartbeat: &queuev1.ConsumeRequest_Heartbeat{},
 	}}
-	conn.run(heartbeat, max(opts.LeaseDuration, minLease)/3, s.receive, s.loseAll)
+	conn.run(heartbeat, max(opts.LeaseDuration, minLease)/3, s.receive, s.loseAll, mergeVerdicts)
 	return s, nil
 }
 
 func (s *subscription[T]) receive(response *queuev1.ConsumeResponse) error {
 	switch message := response.GetMessage().(type) {
 	case *queuev1.ConsumeResponse_Delivery_:
-		return s.receiveDelivery(message.Delivery)
+		for _, delivery := range append([]*queuev1.ConsumeResponse_Delivery{message.Delivery}, response.GetMoreDeliveries()...) {
+			if err := s.receiveDelivery(delivery); err != nil {
+				return err
+			}
+		}
 	case *queuev1.ConsumeResponse_Lost_:
 		s.lose(message.Lost.GetLeaseId())
 	}

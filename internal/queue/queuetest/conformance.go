@@ -471,16 +471,34 @@ func (f *fixture[T]) credit() {
 	}
 	one := f.subscribe(3)
 	f.creditBecomes(p, 3)
-	f.subscribe(2)
+	two := f.subscribe(2)
 	f.creditBecomes(p, 5)
 	f.offer(p, f.item(1, "k"), f.item(2, "k")) // the second is blocked: nobody could take it
 	f.creditBecomes(p, 4)
-	f.resolve(one, f.next(one), queue.RetryAfter(time.Hour, "")) // nor one that rests
+	holder, held := f.nextOfEither(one, two)
+	f.resolve(holder, held, queue.RetryAfter(time.Hour, "")) // nor one that rests
 	f.creditBecomes(p, 5)
 	f.must(p.Settle(f.ctx, "item-1"), "settling") // the second is not blocked any more
 	f.creditBecomes(p, 4)
 	f.must(one.Close(), "closing one subscription")
 	f.creditBecomes(p, 1)
+}
+
+// nextOfEither waits for an item that one of two subscriptions gets.
+func (f *fixture[T]) nextOfEither(one, two queue.Subscription[T]) (queue.Subscription[T], queue.Delivery[T]) {
+	f.Helper()
+	for f.ctx.Err() == nil {
+		for _, s := range []queue.Subscription[T]{one, two} {
+			ctx, cancel := context.WithTimeout(f.ctx, impatience)
+			d, err := s.Next(ctx)
+			cancel()
+			if err == nil {
+				return s, d
+			}
+		}
+	}
+	f.Fatal("neither gets an item")
+	return nil, queue.Delivery[T]{}
 }
 
 func (f *fixture[T]) creditsBound() {

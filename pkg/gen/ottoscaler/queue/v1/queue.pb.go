@@ -692,7 +692,10 @@ type ConsumeRequest struct {
 	//	*ConsumeRequest_Open_
 	//	*ConsumeRequest_Verdict_
 	//	*ConsumeRequest_Heartbeat_
-	Message       isConsumeRequest_Message `protobuf_oneof:"message"`
+	Message isConsumeRequest_Message `protobuf_oneof:"message"`
+	// more_verdicts follow the verdict of this message: a message costs more than
+	// what is in it, so those that come together are sent together.
+	MoreVerdicts  []*ConsumeRequest_Verdict `protobuf:"bytes,4,rep,name=more_verdicts,json=moreVerdicts,proto3" json:"more_verdicts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -761,6 +764,13 @@ func (x *ConsumeRequest) GetHeartbeat() *ConsumeRequest_Heartbeat {
 	return nil
 }
 
+func (x *ConsumeRequest) GetMoreVerdicts() []*ConsumeRequest_Verdict {
+	if x != nil {
+		return x.MoreVerdicts
+	}
+	return nil
+}
+
 type isConsumeRequest_Message interface {
 	isConsumeRequest_Message()
 }
@@ -796,9 +806,11 @@ type ConsumeResponse struct {
 	//	*ConsumeResponse_Opened_
 	//	*ConsumeResponse_Delivery_
 	//	*ConsumeResponse_Lost_
-	Message       isConsumeResponse_Message `protobuf_oneof:"message"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Message isConsumeResponse_Message `protobuf_oneof:"message"`
+	// more_deliveries follow the delivery of this message, in the order of their leases.
+	MoreDeliveries []*ConsumeResponse_Delivery `protobuf:"bytes,4,rep,name=more_deliveries,json=moreDeliveries,proto3" json:"more_deliveries,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ConsumeResponse) Reset() {
@@ -861,6 +873,13 @@ func (x *ConsumeResponse) GetLost() *ConsumeResponse_Lost {
 		if x, ok := x.Message.(*ConsumeResponse_Lost_); ok {
 			return x.Lost
 		}
+	}
+	return nil
+}
+
+func (x *ConsumeResponse) GetMoreDeliveries() []*ConsumeResponse_Delivery {
+	if x != nil {
+		return x.MoreDeliveries
 	}
 	return nil
 }
@@ -982,6 +1001,134 @@ func (*AwaitSettlementResponse) Descriptor() ([]byte, []int) {
 	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{9}
 }
 
+// ReportWorkerEndRequest is the end of one worker.
+type ReportWorkerEndRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// worker that has ended. Required.
+	Worker *Worker `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
+	// status is succeeded, failed, or removed.
+	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// reason is a word for it, such as oom_killed; empty for one that has succeeded.
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// exit_code of the agent's container, if it ran.
+	ExitCode *int32 `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// message says it for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// attempt is which attempt at its work the worker was, from 1.
+	Attempt       uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWorkerEndRequest) Reset() {
+	*x = ReportWorkerEndRequest{}
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWorkerEndRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWorkerEndRequest) ProtoMessage() {}
+
+func (x *ReportWorkerEndRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWorkerEndRequest.ProtoReflect.Descriptor instead.
+func (*ReportWorkerEndRequest) Descriptor() ([]byte, []int) {
+	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReportWorkerEndRequest) GetWorker() *Worker {
+	if x != nil {
+		return x.Worker
+	}
+	return nil
+}
+
+func (x *ReportWorkerEndRequest) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *ReportWorkerEndRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReportWorkerEndRequest) GetExitCode() int32 {
+	if x != nil && x.ExitCode != nil {
+		return *x.ExitCode
+	}
+	return 0
+}
+
+func (x *ReportWorkerEndRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ReportWorkerEndRequest) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+// ReportWorkerEndResponse says that the end is stored.
+type ReportWorkerEndResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportWorkerEndResponse) Reset() {
+	*x = ReportWorkerEndResponse{}
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportWorkerEndResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportWorkerEndResponse) ProtoMessage() {}
+
+func (x *ReportWorkerEndResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportWorkerEndResponse.ProtoReflect.Descriptor instead.
+func (*ReportWorkerEndResponse) Descriptor() ([]byte, []int) {
+	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{11}
+}
+
 // GetStatsRequest asks for the statistics.
 type GetStatsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -991,7 +1138,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[10]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1003,7 +1150,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[10]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1016,7 +1163,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{10}
+	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{12}
 }
 
 // GetStatsResponse is a snapshot of every topic.
@@ -1030,7 +1177,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[11]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1189,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[11]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1202,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{11}
+	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetStatsResponse) GetTopics() []*GetStatsResponse_TopicStats {
@@ -1078,7 +1225,7 @@ type ProduceRequest_Open struct {
 
 func (x *ProduceRequest_Open) Reset() {
 	*x = ProduceRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[13]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1090,7 +1237,7 @@ func (x *ProduceRequest_Open) String() string {
 func (*ProduceRequest_Open) ProtoMessage() {}
 
 func (x *ProduceRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[13]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1278,7 @@ type ProduceRequest_Offer struct {
 
 func (x *ProduceRequest_Offer) Reset() {
 	*x = ProduceRequest_Offer{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[14]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1290,7 @@ func (x *ProduceRequest_Offer) String() string {
 func (*ProduceRequest_Offer) ProtoMessage() {}
 
 func (x *ProduceRequest_Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[14]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1326,7 @@ type ProduceRequest_Settle struct {
 
 func (x *ProduceRequest_Settle) Reset() {
 	*x = ProduceRequest_Settle{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1191,7 +1338,7 @@ func (x *ProduceRequest_Settle) String() string {
 func (*ProduceRequest_Settle) ProtoMessage() {}
 
 func (x *ProduceRequest_Settle) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1223,7 +1370,7 @@ type ProduceResponse_Opened struct {
 
 func (x *ProduceResponse_Opened) Reset() {
 	*x = ProduceResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1382,7 @@ func (x *ProduceResponse_Opened) String() string {
 func (*ProduceResponse_Opened) ProtoMessage() {}
 
 func (x *ProduceResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1411,7 @@ type ProduceResponse_Credit struct {
 
 func (x *ProduceResponse_Credit) Reset() {
 	*x = ProduceResponse_Credit{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1423,7 @@ func (x *ProduceResponse_Credit) String() string {
 func (*ProduceResponse_Credit) ProtoMessage() {}
 
 func (x *ProduceResponse_Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1465,7 @@ type ConsumeRequest_Open struct {
 
 func (x *ConsumeRequest_Open) Reset() {
 	*x = ConsumeRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1477,7 @@ func (x *ConsumeRequest_Open) String() string {
 func (*ConsumeRequest_Open) ProtoMessage() {}
 
 func (x *ConsumeRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1530,7 @@ type ConsumeRequest_Heartbeat struct {
 
 func (x *ConsumeRequest_Heartbeat) Reset() {
 	*x = ConsumeRequest_Heartbeat{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1542,7 @@ func (x *ConsumeRequest_Heartbeat) String() string {
 func (*ConsumeRequest_Heartbeat) ProtoMessage() {}
 
 func (x *ConsumeRequest_Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1578,7 @@ type ConsumeRequest_Verdict struct {
 
 func (x *ConsumeRequest_Verdict) Reset() {
 	*x = ConsumeRequest_Verdict{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1590,7 @@ func (x *ConsumeRequest_Verdict) String() string {
 func (*ConsumeRequest_Verdict) ProtoMessage() {}
 
 func (x *ConsumeRequest_Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1685,7 @@ type ConsumeRequest_Done struct {
 
 func (x *ConsumeRequest_Done) Reset() {
 	*x = ConsumeRequest_Done{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1550,7 +1697,7 @@ func (x *ConsumeRequest_Done) String() string {
 func (*ConsumeRequest_Done) ProtoMessage() {}
 
 func (x *ConsumeRequest_Done) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1740,7 @@ type ConsumeRequest_Retry struct {
 
 func (x *ConsumeRequest_Retry) Reset() {
 	*x = ConsumeRequest_Retry{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1752,7 @@ func (x *ConsumeRequest_Retry) String() string {
 func (*ConsumeRequest_Retry) ProtoMessage() {}
 
 func (x *ConsumeRequest_Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1650,7 +1797,7 @@ type ConsumeRequest_Reject struct {
 
 func (x *ConsumeRequest_Reject) Reset() {
 	*x = ConsumeRequest_Reject{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1809,7 @@ func (x *ConsumeRequest_Reject) String() string {
 func (*ConsumeRequest_Reject) ProtoMessage() {}
 
 func (x *ConsumeRequest_Reject) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1708,7 +1855,7 @@ type ConsumeResponse_Opened struct {
 
 func (x *ConsumeResponse_Opened) Reset() {
 	*x = ConsumeResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1867,7 @@ func (x *ConsumeResponse_Opened) String() string {
 func (*ConsumeResponse_Opened) ProtoMessage() {}
 
 func (x *ConsumeResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1898,7 @@ type ConsumeResponse_Delivery struct {
 
 func (x *ConsumeResponse_Delivery) Reset() {
 	*x = ConsumeResponse_Delivery{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[28]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1763,7 +1910,7 @@ func (x *ConsumeResponse_Delivery) String() string {
 func (*ConsumeResponse_Delivery) ProtoMessage() {}
 
 func (x *ConsumeResponse_Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[28]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +1959,7 @@ type ConsumeResponse_Lost struct {
 
 func (x *ConsumeResponse_Lost) Reset() {
 	*x = ConsumeResponse_Lost{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1971,7 @@ func (x *ConsumeResponse_Lost) String() string {
 func (*ConsumeResponse_Lost) ProtoMessage() {}
 
 func (x *ConsumeResponse_Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2022,7 @@ type GetStatsResponse_TopicStats struct {
 
 func (x *GetStatsResponse_TopicStats) Reset() {
 	*x = GetStatsResponse_TopicStats{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2034,7 @@ func (x *GetStatsResponse_TopicStats) String() string {
 func (*GetStatsResponse_TopicStats) ProtoMessage() {}
 
 func (x *GetStatsResponse_TopicStats) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1900,7 +2047,7 @@ func (x *GetStatsResponse_TopicStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse_TopicStats.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse_TopicStats) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{11, 0}
+	return file_ottoscaler_queue_v1_queue_proto_rawDescGZIP(), []int{13, 0}
 }
 
 func (x *GetStatsResponse_TopicStats) GetTopic() Topic {
@@ -2024,11 +2171,12 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATUS_DONE\x10\x01\x12\x13\n" +
-	"\x0fSTATUS_REJECTED\x10\x02\"\x83\t\n" +
+	"\x0fSTATUS_REJECTED\x10\x02\"\xd5\t\n" +
 	"\x0eConsumeRequest\x12>\n" +
 	"\x04open\x18\x01 \x01(\v2(.ottoscaler.queue.v1.ConsumeRequest.OpenH\x00R\x04open\x12G\n" +
 	"\averdict\x18\x02 \x01(\v2+.ottoscaler.queue.v1.ConsumeRequest.VerdictH\x00R\averdict\x12M\n" +
-	"\theartbeat\x18\x03 \x01(\v2-.ottoscaler.queue.v1.ConsumeRequest.HeartbeatH\x00R\theartbeat\x1a\xb4\x01\n" +
+	"\theartbeat\x18\x03 \x01(\v2-.ottoscaler.queue.v1.ConsumeRequest.HeartbeatH\x00R\theartbeat\x12P\n" +
+	"\rmore_verdicts\x18\x04 \x03(\v2+.ottoscaler.queue.v1.ConsumeRequest.VerdictR\fmoreVerdicts\x1a\xb4\x01\n" +
 	"\x04Open\x120\n" +
 	"\x05topic\x18\x01 \x01(\x0e2\x1a.ottoscaler.queue.v1.TopicR\x05topic\x12\x1e\n" +
 	"\n" +
@@ -2060,11 +2208,12 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
-	"\amessage\"\x8e\x03\n" +
+	"\amessage\"\xe6\x03\n" +
 	"\x0fConsumeResponse\x12E\n" +
 	"\x06opened\x18\x01 \x01(\v2+.ottoscaler.queue.v1.ConsumeResponse.OpenedH\x00R\x06opened\x12K\n" +
 	"\bdelivery\x18\x02 \x01(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryH\x00R\bdelivery\x12?\n" +
-	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x1a\b\n" +
+	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x12V\n" +
+	"\x0fmore_deliveries\x18\x04 \x03(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryR\x0emoreDeliveries\x1a\b\n" +
 	"\x06Opened\x1an\n" +
 	"\bDelivery\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseId\x12-\n" +
@@ -2076,7 +2225,17 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x16AwaitSettlementRequest\x120\n" +
 	"\x05topic\x18\x01 \x01(\x0e2\x1a.ottoscaler.queue.v1.TopicR\x05topic\x12\x19\n" +
 	"\bitem_ids\x18\x02 \x03(\tR\aitemIds\"\x19\n" +
-	"\x17AwaitSettlementResponse\"\x11\n" +
+	"\x17AwaitSettlementResponse\"\xe1\x01\n" +
+	"\x16ReportWorkerEndRequest\x123\n" +
+	"\x06worker\x18\x01 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerR\x06worker\x12\x16\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12 \n" +
+	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\rR\aattemptB\f\n" +
+	"\n" +
+	"_exit_code\"\x19\n" +
+	"\x17ReportWorkerEndResponse\"\x11\n" +
 	"\x0fGetStatsRequest\"\x97\x03\n" +
 	"\x10GetStatsResponse\x12H\n" +
 	"\x06topics\x18\x01 \x03(\v20.ottoscaler.queue.v1.GetStatsResponse.TopicStatsR\x06topics\x1a\xb8\x02\n" +
@@ -2095,11 +2254,12 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x05Topic\x12\x15\n" +
 	"\x11TOPIC_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12TOPIC_SCALE_EVENTS\x10\x01\x12\x11\n" +
-	"\rTOPIC_WORKERS\x10\x022\x89\x03\n" +
+	"\rTOPIC_WORKERS\x10\x022\xf7\x03\n" +
 	"\fQueueService\x12X\n" +
 	"\aProduce\x12#.ottoscaler.queue.v1.ProduceRequest\x1a$.ottoscaler.queue.v1.ProduceResponse(\x010\x01\x12X\n" +
 	"\aConsume\x12#.ottoscaler.queue.v1.ConsumeRequest\x1a$.ottoscaler.queue.v1.ConsumeResponse(\x010\x01\x12l\n" +
-	"\x0fAwaitSettlement\x12+.ottoscaler.queue.v1.AwaitSettlementRequest\x1a,.ottoscaler.queue.v1.AwaitSettlementResponse\x12W\n" +
+	"\x0fAwaitSettlement\x12+.ottoscaler.queue.v1.AwaitSettlementRequest\x1a,.ottoscaler.queue.v1.AwaitSettlementResponse\x12l\n" +
+	"\x0fReportWorkerEnd\x12+.ottoscaler.queue.v1.ReportWorkerEndRequest\x1a,.ottoscaler.queue.v1.ReportWorkerEndResponse\x12W\n" +
 	"\bGetStats\x12$.ottoscaler.queue.v1.GetStatsRequest\x1a%.ottoscaler.queue.v1.GetStatsResponseBFZDgithub.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/queue/v1;queuev1b\x06proto3"
 
 var (
@@ -2115,7 +2275,7 @@ func file_ottoscaler_queue_v1_queue_proto_rawDescGZIP() []byte {
 }
 
 var file_ottoscaler_queue_v1_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(Topic)(0),                          // 0: ottoscaler.queue.v1.Topic
 	(Outcome_Status)(0),                 // 1: ottoscaler.queue.v1.Outcome.Status
@@ -2129,75 +2289,82 @@ var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(*ConsumeResponse)(nil),             // 9: ottoscaler.queue.v1.ConsumeResponse
 	(*AwaitSettlementRequest)(nil),      // 10: ottoscaler.queue.v1.AwaitSettlementRequest
 	(*AwaitSettlementResponse)(nil),     // 11: ottoscaler.queue.v1.AwaitSettlementResponse
-	(*GetStatsRequest)(nil),             // 12: ottoscaler.queue.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),            // 13: ottoscaler.queue.v1.GetStatsResponse
-	nil,                                 // 14: ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	(*ProduceRequest_Open)(nil),         // 15: ottoscaler.queue.v1.ProduceRequest.Open
-	(*ProduceRequest_Offer)(nil),        // 16: ottoscaler.queue.v1.ProduceRequest.Offer
-	(*ProduceRequest_Settle)(nil),       // 17: ottoscaler.queue.v1.ProduceRequest.Settle
-	(*ProduceResponse_Opened)(nil),      // 18: ottoscaler.queue.v1.ProduceResponse.Opened
-	(*ProduceResponse_Credit)(nil),      // 19: ottoscaler.queue.v1.ProduceResponse.Credit
-	nil,                                 // 20: ottoscaler.queue.v1.Outcome.DetailsEntry
-	(*ConsumeRequest_Open)(nil),         // 21: ottoscaler.queue.v1.ConsumeRequest.Open
-	(*ConsumeRequest_Heartbeat)(nil),    // 22: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	(*ConsumeRequest_Verdict)(nil),      // 23: ottoscaler.queue.v1.ConsumeRequest.Verdict
-	(*ConsumeRequest_Done)(nil),         // 24: ottoscaler.queue.v1.ConsumeRequest.Done
-	(*ConsumeRequest_Retry)(nil),        // 25: ottoscaler.queue.v1.ConsumeRequest.Retry
-	(*ConsumeRequest_Reject)(nil),       // 26: ottoscaler.queue.v1.ConsumeRequest.Reject
-	nil,                                 // 27: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	nil,                                 // 28: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	(*ConsumeResponse_Opened)(nil),      // 29: ottoscaler.queue.v1.ConsumeResponse.Opened
-	(*ConsumeResponse_Delivery)(nil),    // 30: ottoscaler.queue.v1.ConsumeResponse.Delivery
-	(*ConsumeResponse_Lost)(nil),        // 31: ottoscaler.queue.v1.ConsumeResponse.Lost
-	(*GetStatsResponse_TopicStats)(nil), // 32: ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	(*durationpb.Duration)(nil),         // 33: google.protobuf.Duration
+	(*ReportWorkerEndRequest)(nil),      // 12: ottoscaler.queue.v1.ReportWorkerEndRequest
+	(*ReportWorkerEndResponse)(nil),     // 13: ottoscaler.queue.v1.ReportWorkerEndResponse
+	(*GetStatsRequest)(nil),             // 14: ottoscaler.queue.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),            // 15: ottoscaler.queue.v1.GetStatsResponse
+	nil,                                 // 16: ottoscaler.queue.v1.ScaleEvent.FieldsEntry
+	(*ProduceRequest_Open)(nil),         // 17: ottoscaler.queue.v1.ProduceRequest.Open
+	(*ProduceRequest_Offer)(nil),        // 18: ottoscaler.queue.v1.ProduceRequest.Offer
+	(*ProduceRequest_Settle)(nil),       // 19: ottoscaler.queue.v1.ProduceRequest.Settle
+	(*ProduceResponse_Opened)(nil),      // 20: ottoscaler.queue.v1.ProduceResponse.Opened
+	(*ProduceResponse_Credit)(nil),      // 21: ottoscaler.queue.v1.ProduceResponse.Credit
+	nil,                                 // 22: ottoscaler.queue.v1.Outcome.DetailsEntry
+	(*ConsumeRequest_Open)(nil),         // 23: ottoscaler.queue.v1.ConsumeRequest.Open
+	(*ConsumeRequest_Heartbeat)(nil),    // 24: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	(*ConsumeRequest_Verdict)(nil),      // 25: ottoscaler.queue.v1.ConsumeRequest.Verdict
+	(*ConsumeRequest_Done)(nil),         // 26: ottoscaler.queue.v1.ConsumeRequest.Done
+	(*ConsumeRequest_Retry)(nil),        // 27: ottoscaler.queue.v1.ConsumeRequest.Retry
+	(*ConsumeRequest_Reject)(nil),       // 28: ottoscaler.queue.v1.ConsumeRequest.Reject
+	nil,                                 // 29: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	nil,                                 // 30: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	(*ConsumeResponse_Opened)(nil),      // 31: ottoscaler.queue.v1.ConsumeResponse.Opened
+	(*ConsumeResponse_Delivery)(nil),    // 32: ottoscaler.queue.v1.ConsumeResponse.Delivery
+	(*ConsumeResponse_Lost)(nil),        // 33: ottoscaler.queue.v1.ConsumeResponse.Lost
+	(*GetStatsResponse_TopicStats)(nil), // 34: ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	(*durationpb.Duration)(nil),         // 35: google.protobuf.Duration
 }
 var file_ottoscaler_queue_v1_queue_proto_depIdxs = []int32{
 	3,  // 0: ottoscaler.queue.v1.Item.scale_event:type_name -> ottoscaler.queue.v1.ScaleEvent
 	4,  // 1: ottoscaler.queue.v1.Item.worker:type_name -> ottoscaler.queue.v1.Worker
-	14, // 2: ottoscaler.queue.v1.ScaleEvent.fields:type_name -> ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	15, // 3: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
-	16, // 4: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
-	17, // 5: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
-	18, // 6: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
-	19, // 7: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
+	16, // 2: ottoscaler.queue.v1.ScaleEvent.fields:type_name -> ottoscaler.queue.v1.ScaleEvent.FieldsEntry
+	17, // 3: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
+	18, // 4: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
+	19, // 5: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
+	20, // 6: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
+	21, // 7: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
 	7,  // 8: ottoscaler.queue.v1.ProduceResponse.outcome:type_name -> ottoscaler.queue.v1.Outcome
 	1,  // 9: ottoscaler.queue.v1.Outcome.status:type_name -> ottoscaler.queue.v1.Outcome.Status
-	20, // 10: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
-	21, // 11: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
-	23, // 12: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
-	22, // 13: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	29, // 14: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
-	30, // 15: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	31, // 16: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
-	0,  // 17: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
-	32, // 18: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	0,  // 19: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	2,  // 20: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 21: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	33, // 22: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
-	24, // 23: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
-	25, // 24: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
-	26, // 25: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
-	27, // 26: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	33, // 27: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
-	28, // 28: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	2,  // 29: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 30: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
-	33, // 31: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
-	5,  // 32: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
-	8,  // 33: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
-	10, // 34: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
-	12, // 35: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
-	6,  // 36: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
-	9,  // 37: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
-	11, // 38: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
-	13, // 39: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
-	36, // [36:40] is the sub-list for method output_type
-	32, // [32:36] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	22, // 10: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
+	23, // 11: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
+	25, // 12: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	24, // 13: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	25, // 14: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	31, // 15: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
+	32, // 16: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	33, // 17: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
+	32, // 18: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	0,  // 19: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
+	4,  // 20: ottoscaler.queue.v1.ReportWorkerEndRequest.worker:type_name -> ottoscaler.queue.v1.Worker
+	34, // 21: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	0,  // 22: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	2,  // 23: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 24: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	35, // 25: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
+	26, // 26: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
+	27, // 27: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
+	28, // 28: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
+	29, // 29: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	35, // 30: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
+	30, // 31: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	2,  // 32: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 33: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
+	35, // 34: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
+	5,  // 35: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
+	8,  // 36: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
+	10, // 37: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
+	12, // 38: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:input_type -> ottoscaler.queue.v1.ReportWorkerEndRequest
+	14, // 39: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
+	6,  // 40: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
+	9,  // 41: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
+	11, // 42: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
+	13, // 43: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:output_type -> ottoscaler.queue.v1.ReportWorkerEndResponse
+	15, // 44: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
+	40, // [40:45] is the sub-list for method output_type
+	35, // [35:40] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_queue_v1_queue_proto_init() }
@@ -2229,7 +2396,8 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 		(*ConsumeResponse_Delivery_)(nil),
 		(*ConsumeResponse_Lost_)(nil),
 	}
-	file_ottoscaler_queue_v1_queue_proto_msgTypes[21].OneofWrappers = []any{
+	file_ottoscaler_queue_v1_queue_proto_msgTypes[10].OneofWrappers = []any{}
+	file_ottoscaler_queue_v1_queue_proto_msgTypes[23].OneofWrappers = []any{
 		(*ConsumeRequest_Verdict_Done)(nil),
 		(*ConsumeRequest_Verdict_Retry)(nil),
 		(*ConsumeRequest_Verdict_Reject)(nil),
@@ -2240,7 +2408,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ottoscaler_queue_v1_queue_proto_rawDesc), len(file_ottoscaler_queue_v1_queue_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

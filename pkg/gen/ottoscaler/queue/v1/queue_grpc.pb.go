@@ -31,6 +31,7 @@ const (
 	QueueService_Produce_FullMethodName         = "/ottoscaler.queue.v1.QueueService/Produce"
 	QueueService_Consume_FullMethodName         = "/ottoscaler.queue.v1.QueueService/Consume"
 	QueueService_AwaitSettlement_FullMethodName = "/ottoscaler.queue.v1.QueueService/AwaitSettlement"
+	QueueService_ReportWorkerEnd_FullMethodName = "/ottoscaler.queue.v1.QueueService/ReportWorkerEnd"
 	QueueService_GetStats_FullMethodName        = "/ottoscaler.queue.v1.QueueService/GetStats"
 )
 
@@ -65,6 +66,10 @@ type QueueServiceClient interface {
 	// would repeat them. It fails with DEADLINE_EXCEEDED or CANCELLED as the
 	// caller's context says, and with UNAVAILABLE while the truth cannot be read.
 	AwaitSettlement(ctx context.Context, in *AwaitSettlementRequest, opts ...grpc.CallOption) (*AwaitSettlementResponse, error)
+	// ReportWorkerEnd tells how a worker ended. It returns once that is stored where
+	// the event's producer finds it, and fails with UNAVAILABLE while it cannot be. A
+	// caller whose answer was lost asks again; it may then be stored twice.
+	ReportWorkerEnd(ctx context.Context, in *ReportWorkerEndRequest, opts ...grpc.CallOption) (*ReportWorkerEndResponse, error)
 	// GetStats returns a snapshot of every topic.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
 }
@@ -113,6 +118,16 @@ func (c *queueServiceClient) AwaitSettlement(ctx context.Context, in *AwaitSettl
 	return out, nil
 }
 
+func (c *queueServiceClient) ReportWorkerEnd(ctx context.Context, in *ReportWorkerEndRequest, opts ...grpc.CallOption) (*ReportWorkerEndResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportWorkerEndResponse)
+	err := c.cc.Invoke(ctx, QueueService_ReportWorkerEnd_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *queueServiceClient) GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetStatsResponse)
@@ -154,6 +169,10 @@ type QueueServiceServer interface {
 	// would repeat them. It fails with DEADLINE_EXCEEDED or CANCELLED as the
 	// caller's context says, and with UNAVAILABLE while the truth cannot be read.
 	AwaitSettlement(context.Context, *AwaitSettlementRequest) (*AwaitSettlementResponse, error)
+	// ReportWorkerEnd tells how a worker ended. It returns once that is stored where
+	// the event's producer finds it, and fails with UNAVAILABLE while it cannot be. A
+	// caller whose answer was lost asks again; it may then be stored twice.
+	ReportWorkerEnd(context.Context, *ReportWorkerEndRequest) (*ReportWorkerEndResponse, error)
 	// GetStats returns a snapshot of every topic.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
 	mustEmbedUnimplementedQueueServiceServer()
@@ -174,6 +193,9 @@ func (UnimplementedQueueServiceServer) Consume(grpc.BidiStreamingServer[ConsumeR
 }
 func (UnimplementedQueueServiceServer) AwaitSettlement(context.Context, *AwaitSettlementRequest) (*AwaitSettlementResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method AwaitSettlement not implemented")
+}
+func (UnimplementedQueueServiceServer) ReportWorkerEnd(context.Context, *ReportWorkerEndRequest) (*ReportWorkerEndResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportWorkerEnd not implemented")
 }
 func (UnimplementedQueueServiceServer) GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetStats not implemented")
@@ -231,6 +253,24 @@ func _QueueService_AwaitSettlement_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _QueueService_ReportWorkerEnd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportWorkerEndRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(QueueServiceServer).ReportWorkerEnd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: QueueService_ReportWorkerEnd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(QueueServiceServer).ReportWorkerEnd(ctx, req.(*ReportWorkerEndRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _QueueService_GetStats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetStatsRequest)
 	if err := dec(in); err != nil {
@@ -259,6 +299,10 @@ var QueueService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "AwaitSettlement",
 			Handler:    _QueueService_AwaitSettlement_Handler,
+		},
+		{
+			MethodName: "ReportWorkerEnd",
+			Handler:    _QueueService_ReportWorkerEnd_Handler,
 		},
 		{
 			MethodName: "GetStats",
