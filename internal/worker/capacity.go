@@ -202,8 +202,8 @@ func (c *capacity) created(p *corev1.Pod) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.workers[p.Name]
-	if was == nil || was.uid != "" && was.uid != p.UID || !was.ours {
-		return // the cache was quicker, and knows more
+	if was == nil || was.uid != "" {
+		return // the cache was quicker, and knows more: its gate may be off already
 	}
 	was.uid, was.writing = p.UID, false
 	if gated := isGated(p); gated != was.gated { // it was there before
