@@ -94,7 +94,7 @@ func run(ctx context.Context) (err error) {
 			measured, err = m.alone(ctx, quick)
 		} else {
 			if l == nil {
-				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 12, Output: os.Stderr}); err != nil {
 					return err
 				}
 			}
