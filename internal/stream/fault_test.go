@@ -205,3 +205,22 @@ func TestConnectionsThatAreClosedAllTheTimeLoseNothing(t *testing.T) {
 	eventually(t, "health", func() bool { return m.healthErr() == nil })
 	w.onceEach(seen(), ids...)
 }
+
+func TestAGroupThatIsDestroyedUnderLoadHasNothingActTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	m := w.join("a").run()
+	seen := m.finishAll(16)
+	var ids []string
+	for i := range 400 {
+		ids = append(ids, w.up(fmt.Sprint("t", i%10)))
+		if i%40 == 20 {
+			if err := w.rdb.XGroupDestroy(t.Context(), events, group).Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	eventually(t, "all results", func() bool { return w.settled() >= len(ids) && w.pendingCount() == 0 })
+	w.onceEach(seen(), ids...)
+}
