@@ -42,7 +42,7 @@ type measurement struct {
 }
 
 var measurements = []measurement{
-	{rows: []string{"intake: events through consumer, queue and back"}, alone: throughput},
+	{rows: []string{"intake: events through consumer, queue and back", "intake: processor time of an event"}, alone: throughput},
 	{rows: []string{"intake: XADD to lease with 1000 events a second, p50", "intake: XADD to lease with 1000 events a second, p99"}, alone: latency},
 	{rows: []string{
 		"intake: Redis calls of an idle consumer in 5 s", "intake: processor time of an idle consumer",
