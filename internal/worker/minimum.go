@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
@@ -75,6 +76,9 @@ func (m *Manager) fillUpOne(ctx context.Context, pool *Pool) error {
 	seen := m.cluster.seen(scope{pool: pool.Name})
 	missing := least
 	for _, p := range seen {
+		if p.Annotations[pod.AnnotationScaledDownBy] == releaseEvent {
+			return nil // the installation is about to go
+		}
 		if counts(p, seen) {
 			missing--
 		}

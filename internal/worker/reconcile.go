@@ -351,7 +351,7 @@ func (m *Manager) settled(ctx context.Context, p *corev1.Pod, l *life) bool {
 	ids := slices.DeleteFunc([]string{
 		p.Annotations[pod.AnnotationEventID],
 		p.Annotations[pod.AnnotationScaledDownBy],
-	}, func(id string) bool { return id == "" || id == minimumEvent })
+	}, func(id string) bool { return id == "" || id == minimumEvent || id == releaseEvent })
 	events := strings.Join(ids, " ")
 
 	m.mu.Lock()

@@ -17,6 +17,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuetest"
 	"github.com/ottoscaler/ottoscaler/internal/worker"
 	"github.com/ottoscaler/ottoscaler/internal/worker/workertest"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // relay plays the log-relay.
@@ -247,6 +248,8 @@ func TestReleaseAllLeavesNothing(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	r := newRelay(s)
 	s.done(up("task", 3), 1)
+	two := 2
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleUp, Pool: "default", TaskID: "held", TargetReplicas: &two}, 1)
 	go func() { // the relay still runs, and finishes what it is given
 		for {
 			d, err := r.sub.Next(t.Context())
