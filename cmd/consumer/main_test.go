@@ -230,7 +230,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 
 	code := 137
 	if err := client.ReportWorkerEnd(t.Context(), queue.WorkerEnd{
-		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "OOMKilled", ExitCode: &code,
+		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "oom_killed", Message: "container agent needed more memory than its limit", Attempt: 2, ExitCode: &code,
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -247,7 +247,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 	entries, err := rdb.XRange(t.Context(), cfg.RedisResultsStream, "-", "+").Result()
 	if err != nil || len(entries) != 3 || entries[0].Values["status"] != "accepted" || entries[2].Values["event_id"] != id || entries[2].Values["message"] != "did 한진우" {
 		t.Errorf("results = %v, %v", entries, err)
-	} else if end := entries[1].Values; end["event_id"] != id || end["status"] != "failed" || end["worker"] != "w-1" || end["reason"] != "OOMKilled" || end["exit_code"] != "137" {
+	} else if end := entries[1].Values; end["event_id"] != id || end["status"] != "failed" || end["worker"] != "w-1" || end["reason"] != "oom_killed" || end["exit_code"] != "137" || end["attempt"] != "2" || end["message"] == "" {
 		t.Errorf("the end of a worker = %v", end)
 	}
 	awaitPending(t, rdb, cfg, 0)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -24,14 +25,32 @@ type Config struct {
 	InstanceID string `split_words:"true" default:"ottoscaler" desc:"whose workers are whose, if installations share a namespace"`
 	// InstanceUser claims the namespace for a developer; see worker.ClaimNamespace.
 	InstanceUser string `split_words:"true" desc:"developer whose installation this is, if it is one's own; the namespace is then theirs alone"`
+	// PodName tells this scaler from the installation's others: one of them leads.
+	// Without it, a restarted scaler waits for its own Lease to run out.
+	PodName string `split_words:"true" desc:"what tells this scaler from others of the installation; without it, its host and process"`
+	// PodUID makes the Kubernetes Events about the pool file this pod's.
+	PodUID string `split_words:"true" desc:"the UID of this pod; without it, there are no Kubernetes Events about the pool file"`
+	// LeaseDuration is how long a leader that is gone keeps another from leading. A
+	// leader that cannot reach the API server for two thirds of it stops.
+	LeaseDuration time.Duration `split_words:"true" default:"15s" desc:"how long a leader that is gone keeps another from leading"`
 	// QueueAddr is where the consumer serves the queue.
 	QueueAddr string `split_words:"true" default:"127.0.0.1:7070" desc:"address of the queue, which the consumer serves"`
 	// PoolsFile has the worker templates. It is read again when it changes.
 	PoolsFile string `split_words:"true" default:"/etc/ottoscaler/pools.yaml" desc:"file with the worker pools; read again when it changes"`
 	// OttoAgentImage is the image of a pool's worker container that names none.
 	OttoAgentImage string `split_words:"true" desc:"image of a pool's worker container that names none"`
-	// EventConcurrency is how many events are carried out at once.
-	EventConcurrency int `split_words:"true" default:"64" desc:"how many events are carried out at once"`
+	// EventConcurrency is how many events are carried out at once. Each waits, after
+	// its writes, until the watch shows them, so it is more than MaxWrites.
+	EventConcurrency int `split_words:"true" default:"256" desc:"how many events are carried out at once"`
+	// MaxWrites is how many calls that change something are under way at once. The
+	// API server's priority and fairness gives one client some hundred places, and
+	// answers 429 beyond them, which is heeded.
+	MaxWrites int `split_words:"true" default:"128" desc:"how many writes to the API server may be under way at once"`
+	// KubeQPS and KubeBurst limit the calls to the API server, beside what it limits
+	// by itself. They are for one without API Priority and Fairness.
+	KubeQPS float32 `split_words:"true" default:"0" desc:"how many calls a second the API server is asked at most; 0 leaves it to the API server"`
+	// KubeBurst is how many calls may come at once; it only matters with KubeQPS.
+	KubeBurst int `split_words:"true" default:"100" desc:"how many of them may come at once"`
 	// LogDrainTimeout is how long a worker that has ended is kept for its logs.
 	// What the log server has not stored by then is lost, and counted.
 	LogDrainTimeout time.Duration `split_words:"true" default:"10m" desc:"how long a worker that has ended is kept until the log server has its last line"`
@@ -47,6 +66,18 @@ type Config struct {
 	ReleaseAfter string `split_words:"true" desc:"label selector of the pods that 'scaler release-workers' waits for to be gone; the post-delete hook sets it"`
 	// ReleaseTimeout bounds release-workers.
 	ReleaseTimeout time.Duration `split_words:"true" default:"60s" desc:"how long 'scaler release-workers' may take; three quarters of it are for the workers' last lines"`
+}
+
+// identity tells this scaler from others of the installation.
+func (c Config) identity() string {
+	if c.PodName != "" {
+		return c.PodName
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return fmt.Sprintf("%s-%d", host, os.Getpid())
 }
 
 // Validate implements [daemon.Config].
@@ -77,10 +108,22 @@ func (c Config) Validate() error {
 	if c.EventConcurrency < 1 {
 		add("EVENT_CONCURRENCY: %d is less than 1", c.EventConcurrency)
 	}
+	if c.MaxWrites < 8 {
+		add("MAX_WRITES: %d is less than 8", c.MaxWrites)
+	}
+	if c.KubeQPS < 0 {
+		add("KUBE_QPS: %g is negative", c.KubeQPS)
+	}
+	if c.KubeQPS > 0 && c.KubeBurst < 1 {
+		add("KUBE_BURST: %d is less than 1", c.KubeBurst)
+	}
 	for name, d := range map[string]time.Duration{"LOG_DRAIN_TIMEOUT": c.LogDrainTimeout, "DRAIN_TIMEOUT": c.DrainTimeout} {
 		if d < 0 {
 			add("%s: %s is negative", name, d)
 		}
+	}
+	if c.LeaseDuration < time.Second {
+		add("LEASE_DURATION: %s is less than a second", c.LeaseDuration)
 	}
 	if _, err := labels.Parse(c.ReleaseAfter); err != nil {
 		add("RELEASE_AFTER: %q is no label selector: %s", c.ReleaseAfter, strings.ReplaceAll(err.Error(), "\n", " "))

@@ -34,7 +34,7 @@ func valid(t *testing.T) Config {
 	}
 	return Config{
 		Namespace: "ns", InstanceID: "inst", QueueAddr: freeAddr(t), PoolsFile: pools, OttoAgentImage: "agent:test",
-		EventConcurrency: 8, LogDrainTimeout: time.Minute, HealthAddr: freeAddr(t), DrainTimeout: 5 * time.Second, ReleaseTimeout: 10 * time.Second,
+		PodName: "scaler-0", LeaseDuration: 15 * time.Second, MaxWrites: 64, EventConcurrency: 8, LogDrainTimeout: time.Minute, HealthAddr: freeAddr(t), DrainTimeout: 5 * time.Second, ReleaseTimeout: 10 * time.Second,
 	}
 }
 
@@ -113,7 +113,7 @@ func TestEveryProblemOfTheConfigurationIsNamed(t *testing.T) {
 		t.Errorf("a valid configuration: %v", err)
 	}
 	err := Config{InstanceID: "a b", QueueAddr: "here", HealthAddr: "there", LogDrainTimeout: -1, DrainTimeout: -1}.Validate()
-	for _, name := range []string{"NAMESPACE", "INSTANCE_ID", "QUEUE_ADDR", "HEALTH_ADDR", "POOLS_FILE", "EVENT_CONCURRENCY", "LOG_DRAIN_TIMEOUT", "DRAIN_TIMEOUT", "RELEASE_TIMEOUT"} {
+	for _, name := range []string{"NAMESPACE", "INSTANCE_ID", "QUEUE_ADDR", "HEALTH_ADDR", "POOLS_FILE", "EVENT_CONCURRENCY", "LOG_DRAIN_TIMEOUT", "DRAIN_TIMEOUT", "LEASE_DURATION", "MAX_WRITES", "RELEASE_TIMEOUT"} {
 		if err == nil || !strings.Contains("\n"+err.Error(), "\n"+name) {
 			t.Errorf("%s is not named by: %v", name, err)
 		}
@@ -131,7 +131,7 @@ func TestWrongFilesAreSaidInOneLine(t *testing.T) {
 		want   string
 	}{
 		"no pool file":    {func(c *Config) { c.PoolsFile = "/nowhere.yaml" }, "reading the pool file: open /nowhere.yaml"},
-		"a bad pool file": {func(c *Config) { c.PoolsFile = bad }, "pool b: template.spec.containers is empty"},
+		"a bad pool file": {func(c *Config) { c.PoolsFile = bad }, "pools.b.template.spec.containers: a worker needs"},
 		"no kubeconfig":   {func(c *Config) { c.Kubeconfig = "/nowhere" }, "finding the cluster"},
 		"no cluster":      {func(c *Config) { c.Kubeconfig = "" }, "set KUBECONFIG"},
 	} {

@@ -10,8 +10,8 @@ import (
 
 const (
 	// maxPrefix keeps a name within the 63 bytes that a host name may have, for
-	// an index of up to nine digits.
-	maxPrefix  = 40
+	// an index of up to nine digits, and the number of an attempt of up to four.
+	maxPrefix  = 34
 	hashLength = 12
 	// maxLabelValue is Kubernetes' limit.
 	maxLabelValue = 63
@@ -33,6 +33,17 @@ func Name(instance, pool, origin string, index int) string {
 	}
 	return prefix + "-" + hash(instance, origin) + "-" + strconv.Itoa(index)
 }
+
+// LeaderLease returns the name of the Lease by which one scaler of an installation
+// leads the others.
+func LeaderLease(instance string) string {
+	if len(instance) > maxLabelValue || !validHostName.MatchString(instance) {
+		instance = "hash-" + hash(instance)
+	}
+	return instance + "-scaler"
+}
+
+var validHostName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 var validLabelValue = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$`)
 

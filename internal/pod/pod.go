@@ -40,6 +40,28 @@ const (
 	AnnotationScaledDownBy = "ottoscaler.dev/scaled-down-by"
 	// AnnotationScaledDownKey is the idempotency key of that scale-down, if it had one.
 	AnnotationScaledDownKey = "ottoscaler.dev/scaled-down-key"
+	// AnnotationWaiting says, on a worker that has [GateCapacity], which limit it
+	// waits for, as it was when the worker was created.
+	AnnotationWaiting = "ottoscaler.dev/waiting"
+	// AnnotationAdmitted is when the worker got its place, if it had to wait for one.
+	AnnotationAdmitted = "ottoscaler.dev/admitted"
+	// AnnotationAttempt is which attempt at its work the pod is; absent on the first.
+	AnnotationAttempt = "ottoscaler.dev/attempt"
+	// AnnotationTarget is the target_replicas that the worker was made for. Such a
+	// worker is replaced when it fails.
+	AnnotationTarget = "ottoscaler.dev/target"
+	// AnnotationNode is the node that the worker's template asked for by name.
+	AnnotationNode = "ottoscaler.dev/node"
+	// AnnotationEnd is the class of the worker's end, such as oom_killed, and
+	// AnnotationEndReason what a person should know about it.
+	AnnotationEnd = "ottoscaler.dev/end"
+	// AnnotationEndReason is for people.
+	AnnotationEndReason = "ottoscaler.dev/end-reason"
+	// AnnotationRetryAt is when the worker is to be tried again, and
+	// AnnotationRetriedBy the pod that does.
+	AnnotationRetryAt = "ottoscaler.dev/retry-at"
+	// AnnotationRetriedBy is the name of the next attempt.
+	AnnotationRetriedBy = "ottoscaler.dev/retried-by"
 	// AnnotationTraceparent is the W3C trace context of the scale event.
 	AnnotationTraceparent = "ottoscaler.dev/traceparent"
 	// AnnotationMaskSecrets lists the Secrets whose values are to be hidden in the
@@ -59,6 +81,10 @@ const AnnotationInstance = "ottoscaler.dev/instance"
 // FinalizerLogs holds a worker pod until the log server has acknowledged its last
 // line and the events that touched it are settled, or the drain deadline passes.
 const FinalizerLogs = "ottoscaler.dev/logs"
+
+// GateCapacity is the scheduling gate of a worker for which there is no place yet.
+// No node is looked for as long as a pod has a gate.
+const GateCapacity = "ottoscaler.dev/capacity"
 
 // Selector returns the label selector of all workers of one installation.
 func Selector(instance string) string {

@@ -6,9 +6,13 @@ type WorkerEnd struct {
 	// Status is "succeeded", "failed", or "removed" for one that was deleted before
 	// it had ended by itself.
 	Status string
-	// Reason is Kubernetes' word for it, such as Error, OOMKilled or Evicted; empty
-	// if there is none.
+	// Reason is a word for it, such as exit_code, oom_killed or evicted; empty for a
+	// worker that has succeeded.
 	Reason string
+	// Message says it for people.
+	Message string
+	// Attempt is which attempt at its work the worker was, from 1.
+	Attempt int
 	// ExitCode of the agent's container, if it ran.
 	ExitCode *int
 }

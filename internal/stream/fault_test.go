@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -204,4 +205,35 @@ func TestConnectionsThatAreClosedAllTheTimeLoseNothing(t *testing.T) {
 	eventually(t, "all results", func() bool { return w.settled() >= len(ids) && w.pendingCount() == 0 })
 	eventually(t, "health", func() bool { return m.healthErr() == nil })
 	w.onceEach(seen(), ids...)
+}
+
+func TestWhatLandsWhileItsGroupIsMadeAgainDoesNotActTwice(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	m := w.join("a")
+	reached, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	m.rdb.AddHook(beforeCommand(func(cmd goredis.Cmder) {
+		if cmd.Name() == "xclaim" && slices.Contains(cmd.Args(), any("FORCE")) {
+			once.Do(func() {
+				close(reached)
+				<-goOn
+			})
+		}
+	}))
+	h := m.run().subscribe(4)
+	id := w.up("t")
+	d := h.await(1)[0]
+	if err := w.rdb.XGroupDestroy(t.Context(), events, group).Err(); err != nil {
+		t.Fatal(err)
+	}
+	<-reached // the new group is there, and the entry is about to be put back into it
+	h.resolve(d, queueFinish)
+	eventually(t, "the event to be settled", func() bool { return len(m.log.with("event settled")) == 1 })
+	time.Sleep(100 * time.Millisecond) // it lands
+	close(goOn)
+	next := w.up("next")
+	h.resolve(h.await(2)[1], queueFinish)
+	eventually(t, "an empty PEL", func() bool { return w.pendingCount() == 0 })
+	w.onceEach(h.got(), id, next)
 }

@@ -207,11 +207,14 @@ func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
 // ReportWorkerEnd stores how a worker ended, for the producer of its event.
 func (c *Consumer) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) error {
 	details := map[string]string{scaleevent.ResultWorker: end.Name}
+	if end.Attempt > 0 {
+		details[scaleevent.ResultAttempt] = strconv.Itoa(end.Attempt)
+	}
 	if end.ExitCode != nil {
 		details[scaleevent.ResultExitCode] = strconv.Itoa(*end.ExitCode)
 	}
 	err := c.addResult(ctx, c.rdb, scaleevent.Result{
-		EventID: end.EventID, Status: end.Status, Reason: end.Reason, TaskID: end.TaskID, Pool: end.Pool, Details: details,
+		EventID: end.EventID, Status: end.Status, Reason: end.Reason, Message: end.Message, TaskID: end.TaskID, Pool: end.Pool, Details: details,
 	}).Err()
 	if err != nil {
 		return fmt.Errorf("storing the end of worker %s: %w", end.Name, err)

@@ -3,6 +3,7 @@ package worker
 import (
 	"cmp"
 	"maps"
+	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -29,6 +30,7 @@ const (
 	envReason      = "OTTO_REASON"
 	envTimestamp   = "OTTO_TIMESTAMP"
 	envPriority    = "OTTO_PRIORITY"
+	envAttempt     = "OTTO_ATTEMPT"
 	envTraceparent = "TRACEPARENT"
 	envMetaPrefix  = "OTTO_META_"
 )
@@ -38,7 +40,7 @@ const (
 func reservedVariable(name string) bool {
 	switch name {
 	case envTaskID, envPool, envEventID, envIndex, envName, envRepository, envCommitSHA, envTriggeredBy,
-		envReason, envTimestamp, envPriority, envTraceparent:
+		envReason, envTimestamp, envPriority, envAttempt, envTraceparent:
 		return true
 	}
 	return strings.HasPrefix(name, envMetaPrefix)
@@ -65,6 +67,10 @@ func newBuilder(e scaleevent.Event, p *Pool, namespace, instance string) (*build
 	b.base = &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 	b.base.Namespace = namespace
 	b.base.Finalizers = append(b.base.Finalizers, pod.FinalizerLogs)
+	if limit := p.TimeLimit; limit != nil && b.base.Spec.ActiveDeadlineSeconds == nil {
+		seconds := int64(math.Ceil(limit.Seconds()))
+		b.base.Spec.ActiveDeadlineSeconds = &seconds
+	}
 	b.label()
 	b.annotate()
 	agent := &b.base.Spec.Containers[p.agent]
@@ -92,6 +98,12 @@ func (b *builder) build(index int) *corev1.Pod {
 		{Name: envIndex, Value: strconv.Itoa(index)},
 	}, agent.Env)
 	return p
+}
+
+// gate has a worker wait for a place, and says why.
+func gate(p *corev1.Pod, why string) {
+	p.Spec.SchedulingGates = append(p.Spec.SchedulingGates, corev1.PodSchedulingGate{Name: pod.GateCapacity})
+	p.Annotations[pod.AnnotationWaiting] = why
 }
 
 // taskOf returns the task of an event's workers. An event that is about a whole
@@ -143,6 +155,10 @@ func (b *builder) annotate() {
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldTriggeredBy, e.TriggeredBy)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldReason, e.Reason)
 	set(pod.AnnotationFieldPrefix+scaleevent.FieldTimestamp, e.Timestamp)
+	set(pod.AnnotationNode, b.base.Spec.NodeName)
+	if e.TargetReplicas != nil {
+		annotations[pod.AnnotationTarget] = strconv.Itoa(*e.TargetReplicas)
+	}
 	if e.Priority != 0 {
 		annotations[pod.AnnotationFieldPrefix+scaleevent.FieldPriority] = strconv.Itoa(e.Priority)
 	}
@@ -156,6 +172,7 @@ func (b *builder) environment() []corev1.EnvVar {
 		{Name: envPool, Value: b.pool.Name},
 		{Name: envEventID, Value: e.ID},
 		{Name: envPriority, Value: strconv.Itoa(e.Priority)},
+		{Name: envAttempt, Value: "1"},
 	}
 	add := func(name, value string) {
 		taken := slices.ContainsFunc(env, func(v corev1.EnvVar) bool { return v.Name == name })

@@ -76,7 +76,7 @@ func TestWorkerCarriesItsEvent(t *testing.T) {
 	agent := p.Spec.Containers[1]
 	if diff := cmp.Diff(map[string]string{
 		"OTTO_WORKER_NAME": p.Name, "OTTO_WORKER_INDEX": "3", "OTTO_TASK_ID": "repo/branch", "OTTO_POOL": "gpu",
-		"OTTO_EVENT_ID": "1700000000000-0", "OTTO_PRIORITY": "7", "OTTO_REPOSITORY": "r", "OTTO_COMMIT_SHA": "c",
+		"OTTO_EVENT_ID": "1700000000000-0", "OTTO_PRIORITY": "7", "OTTO_ATTEMPT": "1", "OTTO_REPOSITORY": "r", "OTTO_COMMIT_SHA": "c",
 		"OTTO_TRIGGERED_BY": "t", "OTTO_REASON": "why $$(HELLO)", "OTTO_TIMESTAMP": "2026", "TRACEPARENT": "00-ab",
 		"OTTO_META_BUILD_URL": "https://x", "OTTO_META__": "accent",
 		"HELLO": "I am $(OTTO_WORKER_NAME)", "CI_MODE": "slow",

@@ -1,11 +1,13 @@
 package worker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,10 +17,12 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/watch"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
@@ -31,23 +35,37 @@ const (
 	// seenTimeout bounds the wait for the cache to show our own writes. It takes
 	// milliseconds unless the watch is broken.
 	seenTimeout = 10 * time.Second
-	// maxWrites bounds how many writes are under way at once. The API server has
-	// fairness of its own, and answers 429 when that is too much for it.
-	maxWrites = 128
 )
+
+// DefaultMaxWrites bounds how many writes are under way at once. The API server
+// has fairness of its own, and answers 429 when that is too much for it.
+const DefaultMaxWrites = 128
 
 // errCacheBehind says that the cache does not show our own writes yet.
 var errCacheBehind = errors.New("the watch on pods is behind: it does not show what was just written")
 
+// errNotSent says that a write did not begin.
+var errNotSent = errors.New("not sent")
+
 // Indexes of the cache.
 const (
+	byGate  = "gate" // whether it waits for a place
 	byPool  = "pool"
 	byTask  = "task"  // pool and task
 	byEvent = "event" // the event that created the worker
 	byKey   = "key"   // idempotency keys of the events that created or removed it
 )
 
+// waits is the value of those that do in the index byGate.
+const waits = "waits"
+
 var indexers = cache.Indexers{
+	byGate: index(func(p *corev1.Pod) []string {
+		if isGated(p) && live(p) {
+			return []string{waits}
+		}
+		return nil
+	}),
 	byPool: index(func(p *corev1.Pod) []string { return []string{p.Labels[pod.LabelPool]} }),
 	byTask: index(func(p *corev1.Pod) []string {
 		return []string{taskKey(p.Labels[pod.LabelPool], p.Annotations[pod.AnnotationTaskID])}
@@ -94,7 +112,11 @@ type cluster struct {
 	namespace string
 	instance  string
 	informer  cache.SharedIndexInformer
-	writes    chan struct{} // one element for each write under way
+	mayWrite  func() error
+	halted    context.Context // ends when no write may go on; it is no call's context
+	halt      context.CancelFunc
+	creates   chan struct{} // one element for each create under way
+	changes   chan struct{} // one element for each other write under way
 
 	mu      sync.Mutex
 	waiters map[string]map[*waiter]struct{} // by pod name; guarded by mu
@@ -106,21 +128,42 @@ type waiter struct {
 	once sync.Once
 }
 
+// allow bounds how many writes are under way at once.
+func (c *cluster) allow(writes int) {
+	c.creates = make(chan struct{}, max(1, writes*3/4))
+	c.changes = make(chan struct{}, max(1, writes/4))
+}
+
+// An observer is told about every change of a worker in the cache, in order. It
+// must be quick.
+type observer interface {
+	// observe is told what a worker has become.
+	observe(p *corev1.Pod)
+	// gone is told that a worker is no more.
+	gone(r ref)
+}
+
 // newCluster starts nothing. Report is told about every list and watch: nil when
-// it worked. Changed is told about every change of a worker, in order; it must be
-// quick.
-func newCluster(client corev1client.PodsGetter, namespace, instance string, report func(error), changed func(ref)) (*cluster, error) {
+// it worked.
+func newCluster(client corev1client.PodsGetter, namespace, instance string, report func(error), observer observer) (*cluster, error) {
+	halted, halt := context.WithCancel(context.Background())
 	c := &cluster{
+		halted: halted, halt: halt, mayWrite: func() error { return nil },
 		client:    client.Pods(namespace),
 		selector:  pod.Selector(instance),
 		namespace: namespace,
 		instance:  instance,
-		writes:    make(chan struct{}, maxWrites),
 		waiters:   make(map[string]map[*waiter]struct{}),
 	}
+	c.allow(DefaultMaxWrites)
 	listWatch := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.LabelSelector = c.selector
+			if opts.ResourceVersion == "0" {
+				// Whatever the API server's cache has may be older than what our
+				// predecessor wrote.
+				opts.ResourceVersion = ""
+			}
 			list, err := c.client.List(ctx, opts)
 			report(err)
 			return list, err
@@ -137,15 +180,15 @@ func newCluster(client corev1client.PodsGetter, namespace, instance string, repo
 		c.informer.SetTransform(forgetManagedFields),
 		// Report knows already; the reflector would only log it once more.
 		c.informer.SetWatchErrorHandlerWithContext(func(context.Context, *cache.Reflector, error) {}),
-		c.handle(changed),
+		c.handle(observer),
 	)
 }
 
-func (c *cluster) handle(changed func(ref)) error {
+func (c *cluster) handle(observer observer) error {
 	update := func(obj any) {
 		if p, ok := obj.(*corev1.Pod); ok {
+			observer.observe(p) // first: who is notified may reckon with it
 			c.notify(p.Name, p)
-			changed(refOf(p))
 		}
 	}
 	_, err := c.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
@@ -155,7 +198,7 @@ func (c *cluster) handle(changed func(ref)) error {
 			// as an update; the old one has to be let go of as well.
 			was, ok := before.(*corev1.Pod)
 			if is, same := after.(*corev1.Pod); ok && same && was.UID != is.UID {
-				changed(refOf(was))
+				observer.gone(refOf(was))
 			}
 			update(after)
 		},
@@ -165,8 +208,8 @@ func (c *cluster) handle(changed func(ref)) error {
 				obj = gone.Obj
 			}
 			if p, ok := obj.(*corev1.Pod); ok {
+				observer.gone(refOf(p))
 				c.notify(p.Name, nil)
-				changed(refOf(p))
 			}
 		},
 	})
@@ -190,6 +233,47 @@ func (c *cluster) synced(ctx context.Context) error {
 		return ctx.Err()
 	}
 	return nil
+}
+
+// catchUp blocks until the cache shows what the API server has now. Right after
+// another scaler has led, it may not show that one's last writes yet.
+func (c *cluster) catchUp(ctx context.Context) error {
+	for range backoff.Default.Attempts(ctx) {
+		before := c.all()
+		pods, err := c.listAll(ctx)
+		if err != nil {
+			continue // the watch says so
+		}
+		if c.shows(ctx, pods, before) == nil {
+			return nil
+		}
+	}
+	return ctx.Err()
+}
+
+// shows waits a moment for the cache to show pods as they are in a list, and none
+// of those that were in the cache before and are not in the list.
+func (c *cluster) shows(ctx context.Context, list []corev1.Pod, before []*corev1.Pod) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second) // one may be gone since the list was made
+	defer cancel()
+	listed := make(map[types.UID]bool, len(list))
+	pods := make([]*corev1.Pod, 0, len(list))
+	for i := range list {
+		listed[list[i].UID] = true
+		pods = append(pods, &list[i])
+	}
+	err := c.awaitSeen(ctx, pods, func(wrote, seen *corev1.Pod) bool {
+		if seen == nil || seen.UID != wrote.UID {
+			return seen != nil
+		}
+		order, err := resourceversion.CompareResourceVersion(seen.ResourceVersion, wrote.ResourceVersion)
+		return err != nil || order >= 0
+	})
+	if err != nil {
+		return err
+	}
+	gone := slices.DeleteFunc(before, func(p *corev1.Pod) bool { return listed[p.UID] })
+	return c.awaitSeen(ctx, gone, func(was, seen *corev1.Pod) bool { return seen == nil || seen.UID != was.UID })
 }
 
 // get returns the cached pod of that name, or nil.
@@ -283,20 +367,24 @@ func (c *cluster) running(ctx context.Context, selector string) ([]string, error
 	return names, nil
 }
 
-// write runs one call that changes something. It is not cut off by the end of
-// ctx, but does not begin after it either.
-func (c *cluster) write(ctx context.Context, call func(ctx context.Context) error) error {
+// write runs one call that changes something, in one of the places for such calls.
+// It is not cut off by the end of ctx, but does not begin after it either.
+func (c *cluster) write(ctx context.Context, places chan struct{}, call func(ctx context.Context) error) error {
 	select {
-	case c.writes <- struct{}{}:
-		defer func() { <-c.writes }()
+	case places <- struct{}{}:
+		defer func() { <-places }()
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("%w: %w", errNotSent, ctx.Err())
 	}
-	if err := ctx.Err(); err != nil {
-		return err
+	if err := cmp.Or(ctx.Err(), c.halted.Err()); err != nil {
+		return fmt.Errorf("%w: %w", errNotSent, err)
+	}
+	if err := c.mayWrite(); err != nil {
+		return fmt.Errorf("%w: %w", errNotSent, err)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
 	defer cancel()
+	defer context.AfterFunc(c.halted, cancel)()
 	return call(ctx)
 }
 
@@ -304,7 +392,7 @@ func (c *cluster) write(ctx context.Context, call func(ctx context.Context) erro
 // and false.
 func (c *cluster) create(ctx context.Context, p *corev1.Pod) (_ *corev1.Pod, created bool, err error) {
 	var made *corev1.Pod
-	err = c.write(ctx, func(ctx context.Context) (err error) {
+	err = c.write(ctx, c.creates, func(ctx context.Context) (err error) {
 		made, err = c.client.Create(ctx, p, metav1.CreateOptions{})
 		if !apierrors.IsAlreadyExists(err) {
 			created = err == nil
@@ -340,7 +428,7 @@ func (c *cluster) annotate(ctx context.Context, p *corev1.Pod, annotations map[s
 		return nil, fmt.Errorf("annotating pod %s: %w", p.Name, err)
 	}
 	var patched *corev1.Pod
-	err = c.write(ctx, func(ctx context.Context) (err error) {
+	err = c.write(ctx, c.changes, func(ctx context.Context) (err error) {
 		patched, err = c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})
@@ -348,6 +436,33 @@ func (c *cluster) annotate(ctx context.Context, p *corev1.Pod, annotations map[s
 		return nil, fmt.Errorf("annotating pod %s: %w", p.Name, err)
 	}
 	return patched, nil
+}
+
+// ungate takes our gate off a worker. Whatever else happens to it meanwhile does
+// not matter; it is no error if that very pod is gone.
+func (c *cluster) ungate(ctx context.Context, p *corev1.Pod) error {
+	at := slices.IndexFunc(p.Spec.SchedulingGates, func(g corev1.PodSchedulingGate) bool { return g.Name == pod.GateCapacity })
+	reason := "/metadata/annotations/" + strings.ReplaceAll(pod.AnnotationWaiting, "/", "~1")
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/metadata/uid", "value": p.UID},
+		{"op": "test", "path": fmt.Sprintf("/spec/schedulingGates/%d/name", at), "value": pod.GateCapacity},
+		{"op": "remove", "path": fmt.Sprintf("/spec/schedulingGates/%d", at)},
+		{"op": "add", "path": reason, "value": ""}, // or removing it fails where somebody did
+		{"op": "remove", "path": reason},
+		{"op": "add", "path": "/metadata/annotations/" + strings.ReplaceAll(pod.AnnotationAdmitted, "/", "~1"), "value": time.Now().UTC().Format(time.RFC3339)},
+	})
+	if err != nil {
+		return fmt.Errorf("ungating pod %s: %w", p.Name, err)
+	}
+	err = c.write(ctx, c.changes, func(ctx context.Context) error {
+		_, err := c.client.Patch(ctx, p.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+		return err
+	})
+	// A failed test means that it was done before, and the answer lost.
+	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsInvalid(err) {
+		return fmt.Errorf("ungating pod %s: %w", p.Name, err)
+	}
+	return nil
 }
 
 // fetch asks the API server itself for a pod, or returns nil.
@@ -367,7 +482,7 @@ func (c *cluster) fetch(ctx context.Context, name string) (*corev1.Pod, error) {
 // remove deletes a worker with the grace of its template. It is no error if that
 // very pod is gone.
 func (c *cluster) remove(ctx context.Context, r ref) error {
-	err := c.write(ctx, func(ctx context.Context) error {
+	err := c.write(ctx, c.changes, func(ctx context.Context) error {
 		return c.client.Delete(ctx, r.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &r.uid}})
 	})
 	// A conflict means that another pod has the name.
@@ -377,26 +492,28 @@ func (c *cluster) remove(ctx context.Context, r ref) error {
 	return nil
 }
 
-// release takes our finalizer off the pod as it was seen. It fails with errChanged
-// if the pod has changed since, and returns nil if that very pod is gone.
-func (c *cluster) release(ctx context.Context, p *corev1.Pod) error {
+// release takes our finalizer off the pod as it was seen, and adds annotations. It
+// fails with errChanged if the pod has changed since, and returns nil if that very
+// pod is gone.
+func (c *cluster) release(ctx context.Context, p *corev1.Pod, annotations map[string]string) error {
 	rest := slices.DeleteFunc(slices.Clone(p.Finalizers), func(f string) bool { return f == pod.FinalizerLogs })
-	patch, err := json.Marshal([]map[string]any{
-		{"op": "test", "path": "/metadata/uid", "value": p.UID},
-		{"op": "test", "path": "/metadata/resourceVersion", "value": p.ResourceVersion},
-		{"op": "replace", "path": "/metadata/finalizers", "value": rest},
-	})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
+		"uid":             p.UID,
+		"resourceVersion": p.ResourceVersion,
+		"finalizers":      rest,
+		"annotations":     annotations,
+	}})
 	if err != nil {
 		return fmt.Errorf("releasing pod %s: %w", p.Name, err)
 	}
-	err = c.write(ctx, func(ctx context.Context) error {
-		_, err := c.client.Patch(ctx, p.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
+	err = c.write(ctx, c.changes, func(ctx context.Context) error {
+		_, err := c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})
 	switch {
 	case err == nil, apierrors.IsNotFound(err):
 		return nil
-	case apierrors.IsInvalid(err), apierrors.IsConflict(err): // what a failed test is
+	case apierrors.IsConflict(err):
 		return fmt.Errorf("releasing pod %s: %w", p.Name, errChanged)
 	default:
 		return fmt.Errorf("releasing pod %s: %w", p.Name, err)

@@ -13,8 +13,10 @@
 //     again, it finds its own traces.
 //
 // The way of an event: scale.go receives it, plan.go decides, build.go makes the
-// pods, cluster.go writes them and sees them come back, reconcile.go takes each
-// worker from there to its end, and follow.go hands it to the log-relay. A crash
-// anywhere loses only what is counted here in memory; a restart reads all of it
-// from the pods.
+// pods, capacity.go says which of them have to wait, cluster.go writes them and
+// sees them come back, admit.go gives places to those that wait, reconcile.go takes
+// each worker from there to its end, which end.go classifies, retry.go makes another
+// attempt, and follow.go hands it to the log-relay. lead.go sees to it that one
+// scaler of an installation does all this at a time. A crash anywhere loses only
+// what is counted here in memory; a restart reads all of it from the pods.
 package worker

@@ -2,13 +2,9 @@ package worker
 
 import (
 	"context"
-	"fmt"
 	"strconv"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 )
@@ -59,23 +55,5 @@ func (m *Manager) tellLoss(ctx context.Context, p *corev1.Pod, l *life) {
 	m.metrics.lostLines.Add(float64(lost.count))
 	m.log.WarnContext(ctx, "log lines of a worker are lost", "pod", p.Name, "event", l.event, "task", l.task,
 		"lines", lost.lines, "unread", lost.unread, "abandoned", lost.abandoned)
-	if m.kubeEvents == nil {
-		return
-	}
-	now := metav1.NewTime(time.Now())
-	_, err := m.kubeEvents.Events(p.Namespace).Create(ctx, &corev1.Event{
-		// The name is the worker's own, so that a repetition is no second event.
-		ObjectMeta: metav1.ObjectMeta{Namespace: p.Namespace, Name: fmt.Sprintf("%s.%.8s.logs-lost", p.Name, p.UID)},
-		InvolvedObject: corev1.ObjectReference{
-			APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID, ResourceVersion: p.ResourceVersion,
-		},
-		Type: corev1.EventTypeWarning, Reason: "LogsLost", Message: lost.String(), Count: 1,
-		FirstTimestamp: now, LastTimestamp: now,
-		Source:              corev1.EventSource{Component: "ottoscaler"},
-		ReportingController: "ottoscaler.dev/scaler",
-		ReportingInstance:   m.cluster.instance,
-	}, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
-		m.log.WarnContext(ctx, "cannot say in an Event that log lines are lost", "pod", p.Name, "err", err)
-	}
+	m.recorder.Eventf(p, corev1.EventTypeWarning, "LogsLost", "%s", lost)
 }

@@ -19,6 +19,9 @@ type metrics struct {
 	lostLines     prometheus.Counter
 	logsAbandoned prometheus.Counter
 	poolReloads   *prometheus.CounterVec
+	poolRefused   prometheus.Gauge
+	ungated       prometheus.Counter
+	retries       *prometheus.CounterVec
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -50,8 +53,12 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		finished: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_finished_total",
-			Help: "Workers that came to an end, by how: succeeded, failed or deleted.",
-		}, []string{"end"}),
+			Help: "Workers that came to an end, by its class, such as succeeded, exit_code or evicted.",
+		}, []string{"class"}),
+		retries: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_retries_total",
+			Help: "Workers that were tried again as a new pod, by the class of the end before.",
+		}, []string{"class"}),
 		logsAbandoned: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_logs_abandoned_total",
 			Help: "Workers released at the drain deadline, before the log server had acknowledged their last line.",
@@ -60,12 +67,20 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Name: "ottoscaler_worker_lost_log_lines_total",
 			Help: "Log lines that were read and will never be at the log server, as far as they are known.",
 		}),
+		poolRefused: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ottoscaler_worker_pool_file_refused",
+			Help: "Whether the pool file as it is now is refused (1), so that an earlier version of it is in force.",
+		}),
+		ungated: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ottoscaler_worker_ungated_total",
+			Help: "Workers that had waited for a place in their pool and got it.",
+		}),
 		poolReloads: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "ottoscaler_worker_pool_reloads_total",
 			Help: "Readings of a changed pool file by result: adopted or refused.",
 		}, []string{"result"}),
 	}
-	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.lostLines, m.poolReloads)
+	reg.MustRegister(m.events, m.creates, m.deletes, m.eventToPod, m.eventToRun, m.finished, m.logsAbandoned, m.lostLines, m.poolReloads, m.poolRefused, m.ungated, m.retries)
 	// Both are of use from the start: a rate needs a first value.
 	m.poolReloads.WithLabelValues("adopted")
 	m.poolReloads.WithLabelValues("refused")
@@ -127,5 +142,47 @@ func phase(p *corev1.Pod) string {
 		return "pending"
 	default:
 		return strings.ToLower(string(p.Status.Phase))
+	}
+}
+
+// places is a collector of the places that workers take, counted when it is asked.
+type places struct {
+	capacity                *capacity
+	taken, waiting, maximum *prometheus.Desc
+}
+
+func newPlaces(c *capacity) *places {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("ottoscaler_worker_"+name, help, []string{"pool"}, nil)
+	}
+	return &places{
+		capacity: c,
+		taken:    desc("pool_taken_pods", "Workers that take a place in their pool, those included whose creation has no answer yet."),
+		waiting:  desc("pool_waiting_pods", "Workers that wait for a place, by pool."),
+		maximum:  desc("pool_max_pods", "The most workers that a pool may have, where its pool file says so."),
+	}
+}
+
+// Describe implements [prometheus.Collector].
+func (p *places) Describe(ch chan<- *prometheus.Desc) {
+	ch <- p.taken
+	ch <- p.waiting
+	ch <- p.maximum
+}
+
+// Collect implements [prometheus.Collector].
+func (p *places) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(desc *prometheus.Desc, n int, pool string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), pool)
+	}
+	pools := p.capacity.limits()
+	p.capacity.mu.Lock()
+	defer p.capacity.mu.Unlock()
+	for _, name := range pools.Names() {
+		gauge(p.taken, p.capacity.taken[scope{pool: name}], name)
+		gauge(p.waiting, p.capacity.waiting[name], name)
+		if most := pools.Get(name).MaxWorkers; most != nil {
+			gauge(p.maximum, *most, name)
+		}
 	}
 }

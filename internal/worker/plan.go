@@ -23,7 +23,7 @@ func planScaleUp(e scaleevent.Event, seen []*corev1.Pod) int {
 	}
 	others := 0
 	for _, p := range seen {
-		if live(p) && p.Annotations[pod.AnnotationEventID] != e.ID {
+		if counts(p, seen) && p.Annotations[pod.AnnotationEventID] != e.ID {
 			others++
 		}
 	}
@@ -41,7 +41,7 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 		switch {
 		case p.Annotations[pod.AnnotationScaledDownBy] == e.ID:
 			marked = append(marked, p)
-		case live(p):
+		case counts(p, seen):
 			candidates = append(candidates, p)
 		}
 	}
@@ -56,7 +56,14 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 	return append(marked, candidates[:min(max(surplus, 0), len(candidates))]...)
 }
 
-// missedLess orders workers as a ReplicaSet does: gated before unscheduled before
+// counts reports whether a worker counts among those that were seen with it: it is
+// live, or another attempt at it is still to come.
+func counts(p *corev1.Pod, seen []*corev1.Pod) bool {
+	return live(p) || retryDue(p) && !slices.ContainsFunc(seen, func(other *corev1.Pod) bool { return other.Name == nextName(p) })
+}
+
+// missedLess orders workers as a ReplicaSet does: before all others those that are
+// only to be tried again, then gated before unscheduled before
 // pending before running, not ready before ready, lower deletion cost, newer
 // before older. The name decides between equals, so that the order is total.
 func missedLess(a, b *corev1.Pod) int {
@@ -71,6 +78,8 @@ func missedLess(a, b *corev1.Pod) int {
 // progress says how far a worker has come.
 func progress(p *corev1.Pod) int {
 	switch {
+	case !live(p):
+		return -1
 	case len(p.Spec.SchedulingGates) > 0:
 		return 0
 	case p.Spec.NodeName == "":

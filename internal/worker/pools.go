@@ -8,9 +8,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	jsonstrict "sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -24,8 +26,24 @@ const agentContainer = "agent"
 
 // Pools is a valid pool file. It is read-only.
 type Pools struct {
+	// Limits hold for all pools together.
+	Limits Limits
 	byName map[string]*Pool
 }
+
+// Limits hold for all pools together.
+type Limits struct {
+	// MaxWorkers is the most workers that may take a place at once; nil means any number.
+	MaxWorkers *int `json:"maxWorkers,omitempty"`
+	// MaxWaiting is the most workers that wait for a place as pods. Above it, events
+	// wait in Redis. Nil means [DefaultMaxWaiting].
+	MaxWaiting *int `json:"maxWaiting,omitempty"`
+}
+
+// DefaultMaxWaiting is what one installation can hold.
+const DefaultMaxWaiting = 5000
+
+func (p *Pools) maxWaiting() int { return value(p.Limits.MaxWaiting, DefaultMaxWaiting) }
 
 // Get returns the pool of that name, or nil.
 func (p *Pools) Get(name string) *Pool { return p.byName[name] }
@@ -37,6 +55,8 @@ func (p *Pools) Names() []string { return slices.Sorted(maps.Keys(p.byName)) }
 type Pool struct {
 	// Name of the pool.
 	Name string
+	// Rules are for how many workers there are and what becomes of them.
+	Rules
 	// Overrides is what an event may change.
 	Overrides Overrides
 	// MaskSecrets asks for the values of the Secrets that the template refers to to
@@ -48,6 +68,49 @@ type Pool struct {
 	// agent is the index of the container that gets the event's variables and overrides.
 	agent int
 }
+
+// Rules are for how many workers a pool has and what becomes of them. The zero
+// value sets no bound, and tries nothing again.
+type Rules struct {
+	// MinWorkers is how many workers of the pool there are whatever events say.
+	MinWorkers int `json:"minWorkers,omitempty"`
+	// MaxWorkers is the most workers of the pool that may take a place at once; nil
+	// means any number. A worker takes its place from its creation, or from when it
+	// has waited for one, to its end.
+	MaxWorkers *int `json:"maxWorkers,omitempty"`
+	// MaxWorkersPerTask is the same for the workers of each task in the pool.
+	MaxWorkersPerTask *int `json:"maxWorkersPerTask,omitempty"`
+	// TimeLimit is how long a worker may run, unless its template has an
+	// activeDeadlineSeconds; nil means for ever.
+	TimeLimit *metav1.Duration `json:"timeLimit,omitempty"`
+	// PendingLimit is how long a worker that has a place may take to start; nil means
+	// [DefaultPendingLimit].
+	PendingLimit *metav1.Duration `json:"pendingLimit,omitempty"`
+	// KeepFinished is how long the pod of a worker is kept after its end, when all
+	// else is done; nil means not at all.
+	KeepFinished *metav1.Duration `json:"keepFinished,omitempty"`
+	// Retries say what is tried again.
+	Retries Retries `json:"retries,omitempty"`
+}
+
+// Retries say how often a worker is tried again, each time as a new pod.
+type Retries struct {
+	// Infrastructure is how often that is for failures that are nobody's fault who
+	// wrote the worker; nil means [DefaultInfrastructureRetries].
+	Infrastructure *int `json:"infrastructure,omitempty"`
+	// Failures is how often that is for the worker's own failures.
+	Failures int `json:"failures,omitempty"`
+	// Backoff is the pause before the first of them; it doubles with each. Nil means
+	// [DefaultRetryBackoff].
+	Backoff *metav1.Duration `json:"backoff,omitempty"`
+}
+
+// What holds where a pool says nothing.
+const (
+	DefaultPendingLimit          = 15 * time.Minute
+	DefaultInfrastructureRetries = 3
+	DefaultRetryBackoff          = 10 * time.Second
+)
 
 // Overrides is the policy of a pool. The zero value allows nothing.
 type Overrides struct {
@@ -66,10 +129,12 @@ type Overrides struct {
 
 // poolFile is the layout of the file.
 type poolFile struct {
-	Pools map[string]filePool `json:"pools"`
+	Limits Limits              `json:"limits,omitempty"`
+	Pools  map[string]filePool `json:"pools"`
 }
 
 type filePool struct {
+	Rules
 	Overrides Overrides `json:"overrides,omitempty"`
 	Logs      struct {
 		MaskSecrets bool `json:"maskSecrets,omitempty"`
@@ -96,15 +161,19 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	if len(file.Pools) == 0 {
 		problems = append(problems, errors.New("there are no pools: the file needs at least one entry under pools"))
 	}
-	pools := &Pools{byName: make(map[string]*Pool, len(file.Pools))}
+	problems = append(problems, file.Limits.problems()...)
+	pools := &Pools{Limits: file.Limits, byName: make(map[string]*Pool, len(file.Pools))}
 	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
 		p := &Pool{
-			Name: name, Overrides: file.Pools[name].Overrides,
+			Name: name, Rules: file.Pools[name].Rules, Overrides: file.Pools[name].Overrides,
 			MaskSecrets: file.Pools[name].Logs.MaskSecrets, Template: file.Pools[name].Template,
 		}
 		p.complete(agentImage)
+		if limited := p.MaxWorkers != nil || p.MaxWorkersPerTask != nil || file.Limits.MaxWorkers != nil; limited && p.Template.Spec.NodeName != "" {
+			problems = append(problems, fmt.Errorf("pools.%s.template.spec.nodeName: a worker that is bound to a node cannot wait for a place, so it goes with no limit: use nodeSelector", name))
+		}
 		for _, problem := range p.problems() {
-			problems = append(problems, fmt.Errorf("pool %s: %s", name, problem))
+			problems = append(problems, fmt.Errorf("pools.%s%s", name, problem))
 		}
 		pools.byName[name] = p
 	}
@@ -186,10 +255,10 @@ var poolName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 // [Manager.CheckPools].
 func (p *Pool) problems() []string {
 	var all []string
-	add := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	add := func(format string, args ...any) { all = append(all, "."+fmt.Sprintf(format, args...)) }
 
 	if !poolName.MatchString(p.Name) {
-		add("its name must have 1 to 63 lower-case letters, digits and dashes, and begin and end with a letter or digit")
+		all = append(all, ": its name must have 1 to 63 lower-case letters, digits and dashes, and begin and end with a letter or digit")
 	}
 	meta, spec := p.Template.ObjectMeta, p.Template.Spec
 	if meta.Name != "" || meta.GenerateName != "" || meta.Namespace != "" {
@@ -200,31 +269,70 @@ func (p *Pool) problems() []string {
 	}
 	for _, key := range slices.Sorted(maps.Keys(meta.Labels)) {
 		if reservedKey(key) {
-			add("template.metadata.labels: %s is reserved for Ottoscaler", key)
+			add("template.metadata.labels[%s]: it is reserved for Ottoscaler", key)
 		}
 		if bad := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(meta.Labels[key])...); len(bad) > 0 {
-			add("template.metadata.labels: %s: %s", key, strings.Join(bad, "; "))
+			add("template.metadata.labels[%s]: %s", key, strings.Join(bad, "; "))
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(meta.Annotations)) {
 		if reservedKey(key) {
-			add("template.metadata.annotations: %s is reserved for Ottoscaler", key)
+			add("template.metadata.annotations[%s]: it is reserved for Ottoscaler", key)
 		}
 		if bad := validation.IsQualifiedName(strings.ToLower(key)); len(bad) > 0 {
-			add("template.metadata.annotations: %s: %s", key, strings.Join(bad, "; "))
+			add("template.metadata.annotations[%s]: %s", key, strings.Join(bad, "; "))
 		}
 	}
 	if spec.RestartPolicy != corev1.RestartPolicyNever && spec.RestartPolicy != corev1.RestartPolicyOnFailure {
-		add("template.spec.restartPolicy is %s, with which a worker never finishes: use Never or OnFailure", spec.RestartPolicy)
+		add("template.spec.restartPolicy: with %s, a worker never finishes: use Never or OnFailure", spec.RestartPolicy)
 	}
 	if len(spec.EphemeralContainers) > 0 {
 		add("template.spec.ephemeralContainers: a pod cannot be created with them")
 	}
 	if len(spec.Containers) == 0 {
-		add("template.spec.containers is empty: a worker needs at least one container")
+		add("template.spec.containers: a worker needs at least one container")
 	}
 	all = append(all, containerProblems(spec)...)
+	all = append(all, p.Rules.problems()...)
 	return append(all, p.Overrides.problems()...)
+}
+
+func (l Limits) problems() (all []error) {
+	for _, n := range []struct {
+		field string
+		value *int
+	}{{"maxWorkers", l.MaxWorkers}, {"maxWaiting", l.MaxWaiting}} {
+		if n.value != nil && *n.value < 0 {
+			all = append(all, fmt.Errorf("limits.%s: %d is less than zero", n.field, *n.value))
+		}
+	}
+	return all
+}
+
+func (r Rules) problems() (all []string) {
+	for _, n := range []struct {
+		field string
+		value *int
+	}{{"minWorkers", &r.MinWorkers}, {"maxWorkers", r.MaxWorkers}, {"maxWorkersPerTask", r.MaxWorkersPerTask}, {"retries.infrastructure", r.Retries.Infrastructure}, {"retries.failures", &r.Retries.Failures}} {
+		if n.value != nil && *n.value < 0 {
+			all = append(all, fmt.Sprintf(".%s: %d is less than zero", n.field, *n.value))
+		}
+	}
+	for _, d := range []struct {
+		field string
+		value *metav1.Duration
+		least time.Duration
+	}{
+		{"timeLimit", r.TimeLimit, time.Second},
+		{"pendingLimit", r.PendingLimit, time.Second},
+		{"keepFinished", r.KeepFinished, 0},
+		{"retries.backoff", r.Retries.Backoff, 0},
+	} {
+		if d.value != nil && d.value.Duration < d.least {
+			all = append(all, fmt.Sprintf(".%s: %s is less than %s", d.field, d.value.Duration, d.least))
+		}
+	}
+	return all
 }
 
 func containerProblems(spec corev1.PodSpec) []string {
@@ -232,27 +340,28 @@ func containerProblems(spec corev1.PodSpec) []string {
 	seen := map[string]bool{}
 	list := func(where string, containers []corev1.Container) {
 		for i, c := range containers {
-			at := fmt.Sprintf("template.spec.%s[%d]", where, i)
+			at := fmt.Sprintf(".template.spec.%s[%d]", where, i)
 			switch bad := validation.IsDNS1123Label(c.Name); {
 			case c.Name == "":
-				all = append(all, at+": it has no name")
+				all = append(all, at+".name: the container has no name")
 			case len(bad) > 0:
-				all = append(all, fmt.Sprintf("%s: name %s: %s", at, c.Name, strings.Join(bad, "; ")))
+				all = append(all, fmt.Sprintf("%s.name: %s: %s", at, c.Name, strings.Join(bad, "; ")))
 			case seen[c.Name]:
-				all = append(all, fmt.Sprintf("%s: name %s is taken by another container", at, c.Name))
+				all = append(all, fmt.Sprintf("%s.name: %s is taken by another container", at, c.Name))
 			}
 			seen[c.Name] = true
 			if c.Image == "" {
-				all = append(all, at+": it has no image (only the worker container takes it from OTTO_AGENT_IMAGE)")
+				all = append(all, at+".image: the container has none (only the worker container takes it from OTTO_AGENT_IMAGE)")
 			}
-			for _, env := range c.Env {
+			for j, env := range c.Env {
 				if reservedVariable(env.Name) {
-					all = append(all, fmt.Sprintf("%s: variable %s is set by Ottoscaler", at, env.Name))
+					all = append(all, fmt.Sprintf("%s.env[%d].name: variable %s is set by Ottoscaler", at, j, env.Name))
 				}
 			}
-			for name, limit := range c.Resources.Limits {
+			for _, name := range slices.Sorted(maps.Keys(c.Resources.Limits)) {
+				limit := c.Resources.Limits[name]
 				if request, both := c.Resources.Requests[name]; both && request.Cmp(limit) > 0 {
-					all = append(all, fmt.Sprintf("%s: resources: the request for %s (%s) exceeds its limit (%s)", at, name, request.String(), limit.String()))
+					all = append(all, fmt.Sprintf("%s.resources.requests.%s: %s exceeds the limit, which is %s", at, name, request.String(), limit.String()))
 				}
 			}
 		}
@@ -265,15 +374,15 @@ func containerProblems(spec corev1.PodSpec) []string {
 func (o Overrides) problems() []string {
 	var all []string
 	for field, patterns := range map[string][]string{"image": o.Image, "env": o.Env} {
-		for _, pattern := range patterns {
+		for i, pattern := range patterns {
 			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
-				all = append(all, fmt.Sprintf("overrides.%s: %q is no valid pattern", field, pattern))
+				all = append(all, fmt.Sprintf(".overrides.%s[%d]: %q is no valid pattern", field, i, pattern))
 			}
 		}
 	}
 	for field, most := range map[string]*resource.Quantity{"maxCPU": o.MaxCPU, "maxMemory": o.MaxMemory} {
 		if most != nil && most.Sign() <= 0 {
-			all = append(all, fmt.Sprintf("overrides.%s: %s is not more than zero", field, most))
+			all = append(all, fmt.Sprintf(".overrides.%s: %s is not more than zero", field, most))
 		}
 	}
 	slices.Sort(all)

@@ -89,6 +89,7 @@ pools:
 
 func TestEveryProblemOfAPoolFileIsNamed(t *testing.T) {
 	file := `
+limits: {maxWorkers: -1}
 pools:
   Big_One:
     template: {spec: {containers: [{name: agent}]}}
@@ -108,6 +109,8 @@ pools:
         - {name: side_car}
         - {name: hungry, image: x, resources: {requests: {cpu: 2}, limits: {cpu: 1}}}
   empty:
+    maxWorkers: -2
+    maxWorkersPerTask: -3
     template: {spec: {}}
 `
 	_, err := ParsePools([]byte(file), agentImage)
@@ -117,21 +120,24 @@ pools:
 	for _, want := range []string{
 		`unknown field "pools.cpu.overrides.maxmemory"`,
 		`unknown field "pools.cpu.template.spec.containers[0].securitycontext"`,
-		"pool Big_One: its name must have",
-		"pool cpu: template.metadata: name, generateName and namespace",
-		"pool cpu: template.metadata: finalizers",
-		"pool cpu: template.metadata.labels: app.kubernetes.io/instance is reserved",
-		"pool cpu: template.metadata.labels: bad key",
-		"pool cpu: template.metadata.annotations: ottoscaler.dev/task-id is reserved",
-		"pool cpu: template.spec.restartPolicy is Always",
-		"pool cpu: template.spec.containers[0]: variable OTTO_TASK_ID is set by Ottoscaler",
-		"pool cpu: template.spec.containers[1]: name agent is taken",
-		"pool cpu: template.spec.containers[2]: name side_car",
-		"pool cpu: template.spec.containers[2]: it has no image",
-		"pool cpu: template.spec.containers[3]: resources: the request for cpu (2) exceeds its limit (1)",
-		`pool cpu: overrides.image: "[a" is no valid pattern`,
-		"pool cpu: overrides.maxCPU: 0 is not more than zero",
-		"pool empty: template.spec.containers is empty",
+		"pools.Big_One: its name must have",
+		"pools.cpu.template.metadata: name, generateName and namespace",
+		"pools.cpu.template.metadata: finalizers",
+		"pools.cpu.template.metadata.labels[app.kubernetes.io/instance]: it is reserved",
+		"pools.cpu.template.metadata.labels[bad key]: ",
+		"pools.cpu.template.metadata.annotations[ottoscaler.dev/task-id]: it is reserved",
+		"pools.cpu.template.spec.restartPolicy: with Always",
+		"pools.cpu.template.spec.containers[0].env[0].name: variable OTTO_TASK_ID is set by Ottoscaler",
+		"pools.cpu.template.spec.containers[1].name: agent is taken",
+		"pools.cpu.template.spec.containers[2].name: side_car",
+		"pools.cpu.template.spec.containers[2].image: the container has none",
+		"pools.cpu.template.spec.containers[3].resources.requests.cpu: 2 exceeds the limit, which is 1",
+		`pools.cpu.overrides.image[0]: "[a" is no valid pattern`,
+		"pools.cpu.overrides.maxCPU: 0 is not more than zero",
+		"limits.maxWorkers: -1 is less than zero",
+		"pools.empty.maxWorkers: -2 is less than zero",
+		"pools.empty.maxWorkersPerTask: -3 is less than zero",
+		"pools.empty.template.spec.containers: a worker needs",
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("not among the problems: %s", want)

@@ -9,12 +9,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
-	"github.com/ottoscaler/ottoscaler/internal/queue"
-	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // A life is what this process knows of one worker beside its pod. Nothing in it
@@ -23,15 +22,17 @@ type life struct {
 	name, event, task string
 
 	// All below is guarded by Manager.mu.
-	offeredIn  int       // the session of the queue in which it was offered
-	logsDone   bool      // nothing more will be read of its logs
-	lost       *loss     // what of them the log server will never have, until it is told
-	settledFor string    // the events that are known to be settled
-	awaiting   string    // the events whose settlement is awaited
-	stopWait   func()    // ends that wait
-	letGo      bool      // the queue has been told to forget it
-	endSeen    time.Time // when its end was first seen here
-	endTold    bool      // its end is stored for the producer of its event
+	offeredIn  int         // the session of the queue in which it was offered
+	logsDone   bool        // nothing more will be read of its logs
+	lost       *loss       // what of them the log server will never have, until it is told
+	settledFor string      // the events that are known to be settled
+	awaiting   string      // the events whose settlement is awaited
+	stopWait   func()      // ends that wait
+	letGo      bool        // the queue has been told to forget it
+	last       *corev1.Pod // as it was last seen
+	endSeen    time.Time   // when its end was first seen here
+	endLogged  bool
+	endTold    bool
 	sawPending bool
 	sawRunning bool
 }
@@ -59,20 +60,19 @@ func (m *Manager) step(ctx context.Context) bool {
 }
 
 // reconcile moves one worker a step towards its end, from what the cache shows
-// now: it is followed, then released, then collected. It doesn't know what woke
-// it, and running it twice is free.
+// now: it is followed, tried again if it failed, released, and collected. It
+// doesn't know what woke it, and running it twice is free.
 func (m *Manager) reconcile(ctx context.Context, r ref) error {
 	p := m.cluster.get(r.name)
 	if p == nil || p.UID != r.uid {
-		m.forget(ctx, r)
-		return nil
+		return m.forget(ctx, r)
 	}
 	l := m.lifeOf(p)
-	m.witness(ctx, p, l)
+	m.witness(p, l)
 	if !held(p) {
 		// Released, by us or by force. The outcome has done its work.
 		m.letGo(ctx, p.UID, l)
-		if finished(p) && p.DeletionTimestamp == nil {
+		if finished(p) && p.DeletionTimestamp == nil && !m.kept(p, l) {
 			return m.collect(ctx, p)
 		}
 		return nil
@@ -80,12 +80,26 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 	if err := m.offer(ctx, p, l); err != nil {
 		return err
 	}
-	if err := m.tellEnd(ctx, p, l); err != nil {
-		return err
+	end, over := endOf(p)
+	switch {
+	case !over:
+		if changed, err := m.giveUp(ctx, p); changed || err != nil {
+			return err
+		}
+	case p.Annotations[pod.AnnotationEnd] == "" && end.Class.failure():
+		return m.noteFailure(ctx, p, end) // the pod's change brings us back
 	}
 	// A victim whose event ended between the mark and the deletion, as an expired
-	// one may, is to go all the same.
-	overlooked := p.DeletionTimestamp == nil && p.Annotations[pod.AnnotationScaledDownBy] != ""
+	// one may, is to go all the same; and so is a worker that was given up.
+	overlooked := p.DeletionTimestamp == nil && !finished(p) && (over || p.Annotations[pod.AnnotationScaledDownBy] != "")
+	if overlooked && over {
+		return m.collect(ctx, p)
+	}
+	if over {
+		if done, err := m.account(ctx, p, l, end); !done || err != nil {
+			return err
+		}
+	}
 	if !overlooked && !m.logsComplete(ctx, p, l) {
 		return nil // the outcome, the end of the pod or the deadline brings us back
 	}
@@ -96,11 +110,115 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 		return m.collect(ctx, p)
 	}
 	m.tellLoss(ctx, p, l)
-	if err := m.cluster.release(ctx, p); err != nil {
+	if err := m.cluster.release(ctx, p, map[string]string{pod.AnnotationEnd: string(end.Class), pod.AnnotationEndReason: end.Reason}); err != nil {
 		return err
 	}
 	m.log.InfoContext(ctx, "worker released", "pod", p.Name, "event", l.event, "task", l.task, "pool", p.Labels[pod.LabelPool])
 	return nil // the pod's change brings us back
+}
+
+// giveUp ends a worker that does not start. The reason is on it before it is
+// deleted, so that a crash in between forgets neither.
+func (m *Manager) giveUp(ctx context.Context, p *corev1.Pod) (changed bool, err error) {
+	limit := DefaultPendingLimit
+	if pool := m.pools.Current().Get(p.Labels[pod.LabelPool]); pool != nil && pool.PendingLimit != nil {
+		limit = pool.PendingLimit.Duration
+	}
+	class, reason, after := stuck(p, limit, time.Now())
+	if class == "" {
+		if after > 0 {
+			m.work.AddAfter(refOf(p), after)
+		}
+		return false, nil
+	}
+	return true, m.noteFailure(ctx, p, newEnd(p, class, reason))
+}
+
+// noteFailure writes on a worker how it ended, and when it is to be tried again.
+func (m *Manager) noteFailure(ctx context.Context, p *corev1.Pod, end End) error {
+	notes := map[string]string{pod.AnnotationEnd: string(end.Class), pod.AnnotationEndReason: end.Reason}
+	pool := m.pools.Current().Get(p.Labels[pod.LabelPool])
+	if at := nextAttempt(p, end.Class, pool, time.Now()); !at.IsZero() {
+		notes[pod.AnnotationRetryAt] = at.UTC().Format(time.RFC3339Nano)
+	}
+	_, err := m.cluster.annotate(ctx, p, notes)
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return fmt.Errorf("noting the end of pod %s: %w", p.Name, errChanged)
+	}
+	return err
+}
+
+// account does what the end of a worker asks for: it is told, and the next attempt
+// is made. It reports whether nothing of that is left to do.
+func (m *Manager) account(ctx context.Context, p *corev1.Pod, l *life, end End) (done bool, err error) {
+	if err := m.tell(ctx, p, l, end); err != nil {
+		return false, err
+	}
+	if retryDue(p) {
+		if rest := time.Until(end.RetryAt); rest > 0 {
+			m.work.AddAfter(refOf(p), rest)
+			return false, nil
+		}
+		return false, m.retry(ctx, p) // the pod's change brings us back
+	}
+	// The attempt before must be known to be over, or it would be tried again once
+	// this one is gone.
+	if previous := m.cluster.get(previousName(p)); previous != nil && ours(previous, m.cluster.instance) && retryDue(previous) {
+		m.work.AddAfter(refOf(p), time.Second)
+		return false, nil
+	}
+	return true, nil
+}
+
+// tell makes the end of a worker known, once in this process.
+func (m *Manager) tell(ctx context.Context, p *corev1.Pod, l *life, end End) error {
+	m.mu.Lock()
+	logged, told := l.endLogged, l.endTold
+	l.endLogged = true
+	m.mu.Unlock()
+	if !logged {
+		attrs := []any{"pod", end.Name, "event", end.Event, "task", end.TaskID, "pool", end.Pool, "end", string(end.Class), "reason", end.Reason, "attempt", end.Attempt}
+		if end.ExitCode != nil {
+			attrs = append(attrs, "exit_code", *end.ExitCode)
+		}
+		if !end.RetryAt.IsZero() {
+			attrs = append(attrs, "retry_at", end.RetryAt)
+		}
+		m.metrics.finished.WithLabelValues(string(end.Class)).Inc()
+		m.log.InfoContext(ctx, "worker finished", attrs...)
+		if end.Class.failure() && p != nil {
+			m.recorder.Eventf(p, corev1.EventTypeWarning, end.Class.event(), "%s", end.Reason)
+		}
+	}
+	if told {
+		return nil
+	}
+	if err := m.ended(ctx, end); err != nil {
+		return fmt.Errorf("telling the end of worker %s: %w", end.Name, err)
+	}
+	m.mu.Lock()
+	l.endTold = true
+	m.mu.Unlock()
+	return nil
+}
+
+// kept reports whether the pool wants to keep a finished worker for a while yet.
+func (m *Manager) kept(p *corev1.Pod, l *life) bool {
+	pool := m.pools.Current().Get(p.Labels[pod.LabelPool])
+	if pool == nil || pool.KeepFinished == nil || p.Annotations[pod.AnnotationScaledDownBy] != "" {
+		return false
+	}
+	m.mu.Lock()
+	since := l.endSeen
+	m.mu.Unlock()
+	if t := agentEnd(p); t != nil && !t.FinishedAt.IsZero() {
+		since = t.FinishedAt.Time
+	}
+	rest := pool.KeepFinished.Duration - time.Since(since)
+	if rest > 0 {
+		m.work.AddAfter(refOf(p), rest)
+	}
+	return rest > 0
 }
 
 // lifeOf returns what we know of a worker.
@@ -109,24 +227,54 @@ func (m *Manager) lifeOf(p *corev1.Pod) *life {
 	defer m.mu.Unlock()
 	l := m.lives[p.UID]
 	if l == nil {
-		l = &life{name: p.Name, event: p.Annotations[pod.AnnotationEventID], task: p.Annotations[pod.AnnotationTaskID]}
+		l = &life{name: p.Name, last: p, event: p.Annotations[pod.AnnotationEventID], task: p.Annotations[pod.AnnotationTaskID]}
 		m.lives[p.UID] = l
 	}
 	return l
 }
 
-// forget ends what we know of a worker that is gone.
-func (m *Manager) forget(ctx context.Context, r ref) {
+// forget ends what we know of a worker that is gone. If its end was not told, then
+// somebody took it away by force.
+func (m *Manager) forget(ctx context.Context, r ref) error {
 	m.mu.Lock()
 	l := m.lives[r.uid]
+	m.mu.Unlock()
+	if l == nil {
+		return nil
+	}
+	if last := m.untold(l); last != nil {
+		end, over := endOf(last)
+		if !over {
+			end = newEnd(last, ClassVanished, "the pod is gone, and nobody knows how the worker ended")
+		}
+		if err := m.tell(ctx, nil, l, end); err != nil {
+			return err
+		}
+		if end.Class.failure() && last.Annotations[pod.AnnotationTarget] != "" && last.Annotations[pod.AnnotationScaledDownBy] == "" {
+			if _, err := m.again(ctx, last); err != nil {
+				return err
+			}
+		}
+	}
+	m.mu.Lock()
 	delete(m.lives, r.uid)
-	if l != nil && l.stopWait != nil {
+	if l.stopWait != nil {
 		l.stopWait()
 	}
 	m.mu.Unlock()
-	if l != nil {
-		m.letGo(ctx, r.uid, l)
+	m.letGo(ctx, r.uid, l)
+	return nil
+}
+
+// untold returns the last that was seen of a worker whose end nobody was told.
+func (m *Manager) untold(l *life) *corev1.Pod {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	released := !held(l.last) && l.last.Annotations[pod.AnnotationEnd] != ""
+	if l.endTold || released {
+		return nil
 	}
+	return l.last
 }
 
 // letGo has the queue forget a worker, once: a worker that is no longer held may
@@ -141,14 +289,14 @@ func (m *Manager) letGo(ctx context.Context, uid types.UID, l *life) {
 	}
 }
 
-// witness logs and counts what happens to a worker, each once.
-func (m *Manager) witness(ctx context.Context, p *corev1.Pod, l *life) {
+// witness takes note of what happens to a worker.
+func (m *Manager) witness(p *corev1.Pod, l *life) {
 	m.mu.Lock()
 	running := p.Status.Phase == corev1.PodRunning && l.sawPending && !l.sawRunning
 	l.sawPending = l.sawPending || p.Status.Phase == corev1.PodPending
 	l.sawRunning = l.sawRunning || p.Status.Phase == corev1.PodRunning
-	end := ended(p) && l.endSeen.IsZero()
-	if end {
+	l.last = p
+	if ended(p) && l.endSeen.IsZero() {
 		l.endSeen = time.Now()
 	}
 	m.mu.Unlock()
@@ -156,71 +304,6 @@ func (m *Manager) witness(ctx context.Context, p *corev1.Pod, l *life) {
 	if d, known := sinceEvent(l.event, time.Now()); running && known {
 		m.metrics.eventToRun.Observe(d.Seconds())
 	}
-	if !end || !held(p) {
-		return
-	}
-	attrs := []any{"pod", p.Name, "event", l.event, "task", l.task, "pool", p.Labels[pod.LabelPool], "end", endOf(p)}
-	if reason := reasonOf(p); reason != "" {
-		attrs = append(attrs, "reason", reason)
-	}
-	if t := agentEnd(p); t != nil {
-		attrs = append(attrs, "exit_code", t.ExitCode)
-	}
-	m.metrics.finished.WithLabelValues(endOf(p)).Inc()
-	m.log.InfoContext(ctx, "worker finished", attrs...)
-}
-
-// tellEnd has the end of a worker be stored where its event's producer finds it.
-func (m *Manager) tellEnd(ctx context.Context, p *corev1.Pod, l *life) error {
-	m.mu.Lock()
-	told := l.endTold || l.endSeen.IsZero()
-	m.mu.Unlock()
-	if told {
-		return nil
-	}
-	end := queue.WorkerEnd{
-		Worker: queue.Worker{Namespace: p.Namespace, Name: p.Name, TaskID: l.task, Pool: p.Labels[pod.LabelPool], EventID: l.event},
-		Status: endOf(p), Reason: reasonOf(p),
-	}
-	if end.Status == "deleted" {
-		end.Status = scaleevent.StatusRemoved
-	}
-	if t := agentEnd(p); t != nil {
-		code := int(t.ExitCode)
-		end.ExitCode = &code
-	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	if err := m.ends.ReportWorkerEnd(ctx, end); err != nil {
-		return fmt.Errorf("telling the end of worker %s: %w", p.Name, err)
-	}
-	m.mu.Lock()
-	l.endTold = true
-	m.mu.Unlock()
-	return nil
-}
-
-// endOf says how a worker ended. One that was deleted or evicted before its end
-// did not succeed, whatever its exit code.
-func endOf(p *corev1.Pod) string {
-	switch {
-	case p.Status.Phase == corev1.PodFailed:
-		return "failed"
-	case p.DeletionTimestamp != nil:
-		return "deleted"
-	default:
-		return "succeeded"
-	}
-}
-
-func reasonOf(p *corev1.Pod) string {
-	if p.Status.Reason != "" { // Evicted, DeadlineExceeded …
-		return p.Status.Reason
-	}
-	if t := agentEnd(p); t != nil {
-		return t.Reason
-	}
-	return ""
 }
 
 // agentEnd returns how the container ended that does the work, or nil.
@@ -270,7 +353,7 @@ func (m *Manager) settled(ctx context.Context, p *corev1.Pod, l *life) bool {
 	ids := slices.DeleteFunc([]string{
 		p.Annotations[pod.AnnotationEventID],
 		p.Annotations[pod.AnnotationScaledDownBy],
-	}, func(id string) bool { return id == "" })
+	}, func(id string) bool { return id == "" || id == minimumEvent || id == releaseEvent })
 	events := strings.Join(ids, " ")
 
 	m.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,6 +18,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuetest"
 	"github.com/ottoscaler/ottoscaler/internal/worker"
 	"github.com/ottoscaler/ottoscaler/internal/worker/workertest"
+	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // relay plays the log-relay.
@@ -86,8 +88,8 @@ func TestFinishedWorkerIsCollectedOnceItsLogsAndItsEventAreSettled(t *testing.T)
 		stats, err := s.workers.Stats(t.Context())
 		return err == nil && stats.Unsettled == 0 && stats.Leased == 0
 	})
-	if got := s.ends.of(name); len(got) != 1 || !strings.HasPrefix(got[0], e.ID+" succeeded") || !strings.HasSuffix(got[0], " 0") {
-		t.Errorf("its end was told as %q, want once, succeeded with 0", got)
+	if got, _ := s.ends.of(name); len(got) != 1 || got[0].Event != e.ID || got[0].Class != worker.ClassSucceeded || *got[0].ExitCode != 0 {
+		t.Errorf("its end was told as %+v, want once, succeeded with 0", got)
 	}
 	if n := s.metric("ottoscaler_worker_event_to_running_seconds"); n != 1 {
 		t.Errorf("%v observations of the time to running, want 1", n)
@@ -103,7 +105,7 @@ func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
 	e := down("task", 1)
 	s.events.set(e.ID, true)
 	s.done(e, 1)
-	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "end=deleted") == 1 })
+	workertest.Eventually(t, "its end is logged", func() bool { return s.log.lines("worker finished", "pod="+name, "end=removed") == 1 })
 	r.finish(d)
 	time.Sleep(300 * time.Millisecond)
 	if s.get(name) == nil {
@@ -111,20 +113,18 @@ func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {
 	}
 	s.events.set(e.ID, false)
 	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(name) == nil })
-	if got := s.ends.of(name); len(got) != 1 || !strings.Contains(got[0], " removed") {
-		t.Errorf("its end was told as %q, want once, removed", got)
+	if got, _ := s.ends.of(name); len(got) != 1 || got[0].Class != worker.ClassRemoved {
+		t.Errorf("its end was told as %+v, want once, removed", got)
 	}
 }
 
 // mustSay checks the one Event about a worker's lost lines.
 func (s *system) mustSay(name, message string) {
 	s.t.Helper()
-	list, err := s.Client.Events(s.Namespace).List(s.t.Context(), metav1.ListOptions{FieldSelector: "reason=LogsLost,involvedObject.name=" + name})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if len(list.Items) != 1 || list.Items[0].Message != message || list.Items[0].Type != corev1.EventTypeWarning {
-		s.t.Errorf("events about %s: %+v, want one that says %q", name, list.Items, message)
+	_, events := s.ends.of(name)
+	events = slices.DeleteFunc(events, func(e string) bool { return !strings.Contains(e, " LogsLost: ") })
+	if want := name + " LogsLost: " + message; len(events) != 1 || events[0] != want {
+		s.t.Errorf("events about %s: %q, want one: %q", name, events, want)
 	}
 }
 
@@ -250,7 +250,7 @@ func TestMarkedWorkerWhoseEventHasEndedIsRemoved(t *testing.T) {
 
 func TestChangedPoolFileIsAdoptedAndABadOneIsNot(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
-	write(t, s.pools, poolFile+"  fresh:\n    template: {spec: {containers: [{name: agent}]}}\n")
+	write(t, s.pools, smallPools+"  fresh:\n    template: {spec: {containers: [{name: agent}]}}\n")
 	workertest.Eventually(t, "the new pool is there", func() bool { return s.log.lines("pool file adopted", "fresh") == 1 })
 	e := up("task", 1)
 	e.Pool = "fresh"
@@ -258,21 +258,33 @@ func TestChangedPoolFileIsAdoptedAndABadOneIsNot(t *testing.T) {
 
 	write(t, s.pools, "pools: {fresh: {template: {spec: {}}}, other: {template: 7}}")
 	workertest.Eventually(t, "the bad file is refused", func() bool { return s.log.lines("level=ERROR", "pool file refused") == 1 })
+	if n := s.metric("ottoscaler_worker_pool_file_refused"); n != 1 {
+		t.Errorf("the metric says %v, want 1", n)
+	}
+	if _, events := s.ends.of("scaler-pod"); len(events) != 1 || !strings.Contains(events[0], "PoolFileRefused: the one before stays in force") {
+		t.Errorf("Kubernetes Events: %q", events)
+	}
+	write(t, s.pools, smallPools+"  fresh:\n    template: {spec: {activeDeadlineSeconds: -5, containers: [{name: agent}]}}\n")
+	workertest.Eventually(t, "what the API server refuses is refused", func() bool {
+		return s.log.lines("level=ERROR", "pool file refused", "pools.fresh.template.spec.activeDeadlineSeconds: ") == 1
+	})
 	e = up("task", 1)
 	e.Pool = "fresh"
 	s.done(e, 1)
 	s.mustHave(2)
-	if n := s.metric("ottoscaler_worker_pool_reloads_total"); n != 2 {
-		t.Errorf("%v readings counted, want 2", n)
+	if n := s.metric("ottoscaler_worker_pool_reloads_total"); n != 3 {
+		t.Errorf("%v readings counted, want 3", n)
 	}
 }
 
 func TestPoolThatTheAPIServerRefusesIsReported(t *testing.T) {
 	s := start(t, time.Hour, nil, map[string]string{"pod-security.kubernetes.io/enforce": "restricted"})
 	s.manager.CheckPools(t.Context())
-	for pool, want := range map[string]int{"pool=default": 0, "pool=bound": 0, "pool=invalid": 1, "pool=unsafe": 1} {
-		if got := s.log.lines("pool is refused by the API server", pool); got != want {
-			t.Errorf("%s: %d reports, want %d", pool, got, want)
+	for path, want := range map[string]int{
+		"pools.default.": 0, "pools.bound.": 0, "pools.invalid.template.spec.activeDeadlineSeconds: ": 1, "pools.unsafe.template: ": 1,
+	} {
+		if got := s.log.lines("pools are refused by the API server", path); got != want {
+			t.Errorf("%s: %d reports, want %d", path, got, want)
 		}
 	}
 	s.mustHave(0)
@@ -282,6 +294,8 @@ func TestReleaseAllLeavesNothing(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	r := newRelay(s)
 	s.done(up("task", 3), 1)
+	two := 2
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleUp, Pool: "default", TaskID: "held", TargetReplicas: &two}, 1)
 	go func() { // the relay still runs, and finishes what it is given
 		for {
 			d, err := r.sub.Next(t.Context())

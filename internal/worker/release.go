@@ -11,9 +11,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
 // ReleaseAll removes every worker of an installation that is about to go, and
@@ -34,7 +36,7 @@ func ReleaseAll(ctx context.Context, pods corev1client.PodsGetter, namespace, in
 		if err != nil && ctx.Err() == nil {
 			log.WarnContext(ctx, "cannot watch pods, trying again", "err", err)
 		}
-	}, func(ref) {})
+	}, indifferent{})
 	if err != nil {
 		return fmt.Errorf("preparing the watch on pods: %w", err)
 	}
@@ -58,7 +60,7 @@ func ReleaseAll(ctx context.Context, pods corev1client.PodsGetter, namespace, in
 func ReleaseRest(ctx context.Context, pods corev1client.PodsGetter, namespace, instance, main string, timeout time.Duration, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	cluster, err := newCluster(pods, namespace, instance, func(error) {}, func(ref) {})
+	cluster, err := newCluster(pods, namespace, instance, func(error) {}, indifferent{})
 	if err != nil {
 		return fmt.Errorf("preparing to read pods: %w", err)
 	}
@@ -90,8 +92,18 @@ func (r *releaser) awaitNone(ctx context.Context, selector string) error {
 	return fmt.Errorf("waiting for the main pod to be gone: %w, left: %s", ctx.Err(), left)
 }
 
+// releaseEvent stands for the event that removes workers of an installation that
+// is about to go. Without a mark, the scaler would replace them.
+const releaseEvent = "release-workers"
+
 // awaitMain paces the looks at a main pod that drains.
 var awaitMain = backoff.Policy{Initial: 100 * time.Millisecond, Max: time.Second}
+
+// indifferent is an [observer] that does nothing.
+type indifferent struct{}
+
+func (indifferent) observe(*corev1.Pod) {}
+func (indifferent) gone(ref)            {}
 
 type releaser struct {
 	cluster *cluster
@@ -139,7 +151,13 @@ func (r *releaser) removeSome(ctx context.Context, workers []corev1.Pod) error {
 	for i := range workers {
 		if workers[i].DeletionTimestamp == nil {
 			removed++
-			group.Go(func() error { return r.cluster.remove(ctx, refOf(&workers[i])) })
+			group.Go(func() error {
+				_, err := r.cluster.annotate(ctx, &workers[i], map[string]string{pod.AnnotationScaledDownBy: releaseEvent})
+				if err != nil && !apierrors.IsNotFound(err) {
+					return err
+				}
+				return r.cluster.remove(ctx, refOf(&workers[i]))
+			})
 		}
 	}
 	if err := group.Wait(); err != nil {
@@ -197,7 +215,7 @@ func (r *releaser) stripSome(ctx context.Context, workers []corev1.Pod) error {
 			if err != nil || now == nil || !held(now) {
 				return err
 			}
-			return r.cluster.release(ctx, now)
+			return r.cluster.release(ctx, now, nil)
 		})
 	}
 	return group.Wait()

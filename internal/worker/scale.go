@@ -270,12 +270,22 @@ func (a *action) createOne(ctx context.Context, b *builder, index int) (*corev1.
 		a.metrics.creates.WithLabelValues("existed").Inc()
 		return p, false, nil
 	}
-	p, created, err := a.cluster.create(ctx, b.build(index))
+	worker := b.build(index)
+	wait, err := a.capacity.reserve(worker.Name, scopeOf(worker))
+	if err != nil {
+		return nil, false, err
+	}
+	if wait != "" {
+		gate(worker, wait)
+	}
+	p, created, err := a.cluster.create(ctx, worker)
 	switch {
 	case err != nil:
+		a.capacity.failed(worker.Name, refused(err))
 		a.metrics.creates.WithLabelValues("failed").Inc()
 		return nil, false, err
 	case created:
+		a.capacity.created(p)
 		a.metrics.creates.WithLabelValues("created").Inc()
 		if d, known := sinceEvent(e.ID, time.Now()); known {
 			a.metrics.eventToPod.Observe(d.Seconds())
@@ -283,6 +293,11 @@ func (a *action) createOne(ctx context.Context, b *builder, index int) (*corev1.
 		return p, true, nil
 	}
 	a.metrics.creates.WithLabelValues("existed").Inc()
+	if ours(p, a.cluster.instance) {
+		a.capacity.created(p)
+	} else {
+		a.capacity.failed(worker.Name, true)
+	}
 	switch owner := p.Annotations[pod.AnnotationEventID]; {
 	case ours(p, a.cluster.instance) && owner == e.ID:
 		return p, false, nil
@@ -319,7 +334,11 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 	if len(victims) == 0 {
 		return "no worker removed: there are no more than that", nil
 	}
-	return fmt.Sprintf("%d %s removed", len(victims), plural(len(victims))), nil
+	message := fmt.Sprintf("%d %s removed", len(victims), plural(len(victims)))
+	if n := value(e.PodCount, 0); len(victims) < n {
+		message += fmt.Sprintf(", of %d asked for: there were no more", n)
+	}
+	return message, nil
 }
 
 // removeAll marks all victims and then deletes them, and returns how many
@@ -370,6 +389,9 @@ func (a *action) removeAll(ctx context.Context, victims []*corev1.Pod) (removed 
 // another event, or left by itself, fails with errChanged: the next delivery
 // plans anew.
 func (a *action) mark(ctx context.Context, victim *corev1.Pod) (*corev1.Pod, error) {
+	if retryDue(victim) {
+		defer a.retries.lock(victim.Name)() // or its next attempt begins meanwhile
+	}
 	marks := map[string]string{pod.AnnotationScaledDownBy: a.event.ID}
 	if a.event.IdempotencyKey != "" {
 		marks[pod.AnnotationScaledDownKey] = a.event.IdempotencyKey
@@ -379,7 +401,7 @@ func (a *action) mark(ctx context.Context, victim *corev1.Pod) (*corev1.Pod, err
 		if victim.Annotations[pod.AnnotationScaledDownBy] == a.event.ID {
 			return victim, nil
 		}
-		if !live(victim) {
+		if !live(victim) && !retryDue(victim) {
 			return nil, fmt.Errorf("marking pod %s: %w", victim.Name, errChanged)
 		}
 		marked, err := a.cluster.annotate(ctx, victim, marks)

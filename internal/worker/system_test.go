@@ -3,7 +3,6 @@ package worker_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
@@ -47,6 +47,12 @@ pools:
     template: {spec: {hostNetwork: true, containers: [{name: agent}]}}
 `
 
+// smallPools has none that the API server refuses.
+const smallPools = `
+pools:
+  default: {template: {spec: {containers: [{name: agent}]}}}
+`
+
 // A system is a manager on a real API server, with the queues in memory.
 type system struct {
 	*workertest.Space
@@ -55,54 +61,25 @@ type system struct {
 	events   *settlements
 	workers  *queuetest.Faulty[queue.Worker]
 	pools    string // path
+	drain    time.Duration
 	log      *logs
+	ends     *ends
 	stop     func()
 
-	ends ends
-
 	t testing.TB
-}
-
-// ends keeps what it is told, after it has refused the first time.
-type ends struct {
-	mu      sync.Mutex
-	refused bool
-	told    []queue.WorkerEnd
-}
-
-func (e *ends) ReportWorkerEnd(_ context.Context, end queue.WorkerEnd) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.refused {
-		e.refused = true
-		return errors.New("nobody stores that now")
-	}
-	e.told = append(e.told, end)
-	return nil
-}
-
-// of returns the ends of a worker, without what is the same for all.
-func (e *ends) of(name string) (found []string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	for _, end := range e.told {
-		if end.Name != name {
-			continue
-		}
-		text := end.EventID + " " + end.Status + " " + end.Reason
-		if end.ExitCode != nil {
-			text += fmt.Sprint(" ", *end.ExitCode)
-		}
-		found = append(found, text)
-	}
-	return found
 }
 
 // start starts a manager in a namespace of its own. With before, it succeeds
 // another one there, as after a crash.
 func start(t testing.TB, drain time.Duration, before *system, labels map[string]string) *system {
 	t.Helper()
-	s := &system{t: t, registry: prometheus.NewRegistry(), log: &logs{}}
+	return startWith(t, poolFile, drain, before, labels)
+}
+
+// startWith is start with a pool file.
+func startWith(t testing.TB, file string, drain time.Duration, before *system, labels map[string]string) *system {
+	t.Helper()
+	s := &system{t: t, drain: drain, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{}}
 	if before != nil {
 		before.stop()
 		s.Space, s.events, s.workers, s.pools = before.Space, before.events, before.workers, before.pools
@@ -113,22 +90,44 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 		s.workers = queuetest.NewFaulty(queue.NewMemory[queue.Worker]())
 		s.pools = filepath.Join(t.TempDir(), "pools.yaml")
 		// The controller manager removes pods of nodes that have been missing for 40 s.
-		write(t, s.pools, strings.ReplaceAll(poolFile, "nowhere", s.Namespace))
+		write(t, s.pools, strings.ReplaceAll(file, "nowhere", s.Namespace))
 	}
+	s.run(instance)
+	return s
+}
+
+// startAs starts a manager of another installation in a namespace.
+func startAs(t testing.TB, instance string, space *workertest.Space, pools string) *system {
+	t.Helper()
+	s := &system{
+		t: t, Space: space, pools: pools, registry: prometheus.NewRegistry(), log: &logs{}, ends: &ends{},
+		events:  &settlements{open: map[string]bool{}, changed: make(chan struct{})},
+		workers: queuetest.NewFaulty(queue.NewMemory[queue.Worker]()),
+	}
+	s.run(instance)
+	return s
+}
+
+// run starts the manager.
+func (s *system) run(instance string) {
+	t := s.t
+	t.Helper()
 	log := slog.New(slog.NewTextHandler(io.MultiWriter(s.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	pools, err := worker.LoadPoolFile(s.pools, "agent:test", func(error) {}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.manager, err = worker.New(worker.Options{
-		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: drain, Pools: pools,
-		KubeEvents: s.Faulty, Events: s.events, Ends: &s.ends, Workers: s.workers, Registerer: s.registry, Log: log,
+		Pods: s.Faulty, Namespace: s.Namespace, Instance: instance, LogDrainTimeout: s.drain, Pools: pools,
+		Events: s.events, Workers: s.workers, Registerer: s.registry, Log: log,
+		Ended: s.ends.add, Recorder: s.ends, Self: &corev1.ObjectReference{Kind: "Pod", Name: "scaler-pod"},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
+	running.Go(func() { s.manager.Watch(ctx) })
 	running.Go(func() {
 		if err := s.manager.Run(ctx); err != nil {
 			t.Errorf("running: %v", err)
@@ -144,7 +143,6 @@ func start(t testing.TB, drain time.Duration, before *system, labels map[string]
 	if err := s.manager.Synced(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return s
 }
 
 func write(t testing.TB, path, content string) {
@@ -201,6 +199,55 @@ func (s *system) get(name string) *corev1.Pod {
 		}
 	}
 	return nil
+}
+
+// ends notes what is told of the workers' ends.
+type ends struct {
+	mu      sync.Mutex
+	ends    []worker.End
+	events  []string
+	failing error
+}
+
+func (e *ends) add(_ context.Context, end worker.End) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.failing != nil {
+		return e.failing
+	}
+	e.ends = append(e.ends, end)
+	return nil
+}
+
+// Eventf implements worker.Recorder.
+func (e *ends) Eventf(object runtime.Object, _, reason, format string, args ...any) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	name := "?"
+	switch o := object.(type) {
+	case *corev1.Pod:
+		name = o.Name
+	case *corev1.ObjectReference:
+		name = o.Name
+	}
+	e.events = append(e.events, name+" "+reason+": "+fmt.Sprintf(format, args...))
+}
+
+// of returns what was told of a pod.
+func (e *ends) of(name string) (ends []worker.End, events []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, end := range e.ends {
+		if end.Name == name {
+			ends = append(ends, end)
+		}
+	}
+	for _, event := range e.events {
+		if strings.HasPrefix(event, name+" ") {
+			events = append(events, event)
+		}
+	}
+	return ends, events
 }
 
 // settlements says which events are open.

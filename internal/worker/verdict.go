@@ -69,13 +69,24 @@ func verdictOn(err error, attempt int, details map[string]string) queue.Verdict 
 		return queue.Reject(reason, err.Error(), details)
 	}
 	pause := retry.Pause(attempt)
-	if errors.Is(err, errCacheBehind) || errors.Is(err, errChanged) || apierrors.IsConflict(err) {
+	if errors.Is(err, errWaitingFull) || errors.Is(err, errCacheBehind) || errors.Is(err, errChanged) || apierrors.IsConflict(err) {
 		pause = min(pause, time.Second) // someone was quicker: no reason to rest long
 	}
 	if seconds, asked := apierrors.SuggestsClientDelay(err); asked {
 		pause = max(pause, time.Duration(seconds)*time.Second)
 	}
 	return queue.RetryAfter(pause, err.Error())
+}
+
+// refused reports whether the API server has said that it did not do a call. Any
+// other failure may have come after the deed.
+func refused(err error) bool {
+	var status apierrors.APIStatus
+	if !errors.As(err, &status) {
+		return errors.Is(err, errNotSent)
+	}
+	code := status.Status().Code
+	return code >= 400 && code < 500 && !apierrors.IsTimeout(err)
 }
 
 // stopped reports whether err only says that the caller's context has ended.

@@ -14,9 +14,10 @@ const (
 	ResultTaskID   = "task_id"
 	ResultPool     = "pool"
 	ResultAttempts = "attempts"
-	// ResultWorker and ResultExitCode are details of a worker's end.
+	// ResultWorker, ResultExitCode and ResultAttempt are details of a worker's end.
 	ResultWorker   = "worker"
 	ResultExitCode = "exit_code"
+	ResultAttempt  = "attempt"
 )
 
 // The values of [Result.Status].

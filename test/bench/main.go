@@ -42,7 +42,7 @@ type measurement struct {
 }
 
 var measurements = []measurement{
-	{rows: []string{"intake: events through consumer, queue and back"}, alone: throughput},
+	{rows: []string{"intake: events through consumer, queue and back", "intake: processor time of an event"}, alone: throughput},
 	{rows: []string{"intake: XADD to lease with 1000 events a second, p50", "intake: XADD to lease with 1000 events a second, p99"}, alone: latency},
 	{rows: []string{
 		"intake: Redis calls of an idle consumer in 5 s", "intake: processor time of an idle consumer",
@@ -52,7 +52,10 @@ var measurements = []measurement{
 	{rows: []string{"line printed to acknowledged, p50", "line printed to acknowledged, p99"}, alone: logLatency},
 	{rows: []string{"1,000 followed idle containers, memory", "1,000 followed idle containers, CPU of a core"}, alone: idleRelay},
 	{rows: []string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, inLab: eventToCreate},
-	{rows: []string{"creates in a burst of events"}, inLab: burst},
+	{rows: []string{"creates, many events of one worker"}, inLab: manyEvents},
+	{rows: []string{"creates, one event of many workers"}, inLab: oneEvent},
+	{rows: []string{"finished worker to gone, p50"}, inLab: finishToGone},
+	{rows: []string{"memory of the scaler with 5,000 workers", "event to CREATE accepted with 5,000 workers, p50", "deletes of 5,000 workers"}, inLab: crowd},
 }
 
 func main() {
@@ -98,7 +101,7 @@ func run(ctx context.Context) (err error) {
 			measured, err = m.alone(ctx, quick)
 		} else {
 			if l == nil {
-				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 12, Output: os.Stderr}); err != nil {
 					return err
 				}
 			}

@@ -25,7 +25,7 @@ import (
 type Row struct {
 	// Name of the fault.
 	Name string `json:"name"`
-	// Runs is how often it was injected.
+	// Runs is how often it was injected; in a storm, how many events there were.
 	Runs int `json:"runs"`
 	// Events is how many events went through meanwhile.
 	Events int `json:"events,omitempty"`
@@ -93,28 +93,39 @@ func runEvents(ctx context.Context, quick bool) (none bool, err error) {
 	if quick {
 		runs = 4
 	}
-	var rows []Row
-	for _, f := range intakeFaults {
-		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
-		if err != nil {
-			return false, err
-		}
-		if !selected {
-			continue
-		}
-		row, err := f.run(ctx, f.name, quick)
-		if err != nil {
-			return false, fmt.Errorf("%s: %w", f.name, err)
-		}
-		rows = append(rows, row)
-	}
 	var l *lab.Lab // brought up when a row needs it
 	defer func() {
 		if l != nil {
 			err = errors.Join(err, l.Close())
 		}
 	}()
+	inLab := func(run func(l *lab.Lab) (Row, error)) func() (Row, error) {
+		return func() (row Row, err error) {
+			if l == nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+					return row, err
+				}
+			}
+			return run(l)
+		}
+	}
+	type named struct {
+		name string
+		run  func() (Row, error)
+	}
+	var all []named
+	for _, f := range intakeFaults {
+		all = append(all, named{f.name, func() (Row, error) { return f.run(ctx, f.name, quick) }})
+	}
 	for _, f := range matrix {
+		all = append(all, named{f.name, inLab(func(l *lab.Lab) (Row, error) { return inject(ctx, l, f, runs) })})
+	}
+	all = append(all,
+		named{standbyName, inLab(func(l *lab.Lab) (Row, error) { return standby(ctx, l, quick) })},
+		named{stormName, inLab(func(l *lab.Lab) (Row, error) { return storm(ctx, l, quick) })},
+	)
+	var rows []Row
+	for _, f := range all {
 		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
 		if err != nil {
 			return false, err
@@ -122,12 +133,7 @@ func runEvents(ctx context.Context, quick bool) (none bool, err error) {
 		if !selected {
 			continue
 		}
-		if l == nil {
-			if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
-				return false, err
-			}
-		}
-		row, err := inject(ctx, l, f, runs)
+		row, err := f.run()
 		if err != nil {
 			return false, fmt.Errorf("%s: %w", f.name, err)
 		}

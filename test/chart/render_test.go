@@ -26,6 +26,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/yaml"
+
+	"github.com/ottoscaler/ottoscaler/internal/worker"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -264,7 +266,11 @@ func pools(t *testing.T, r rendering) map[string]pool {
 	var file struct {
 		Pools map[string]pool `json:"pools"`
 	}
-	if err := yaml.UnmarshalStrict([]byte(one[*corev1.ConfigMap](t, r).Data["pools.yaml"]), &file); err != nil {
+	content := []byte(one[*corev1.ConfigMap](t, r).Data["pools.yaml"])
+	if _, err := worker.ParsePools(content, "agent:test"); err != nil {
+		t.Fatalf("the scaler refuses the pool file: %v", err)
+	}
+	if err := yaml.Unmarshal(content, &file); err != nil {
 		t.Fatalf("pool file: %v", err)
 	}
 	return file.Pools

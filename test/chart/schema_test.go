@@ -93,6 +93,8 @@ var reserved = map[string]bool{
 	"SPOOL_DIR":      true, // where the emptyDir is
 	"QUEUE_ADDR":     true, // one container listens, the others dial
 	"REDIS_PASSWORD": true, // redis.existingSecret; values are no place for it
+	"POD_NAME":       true, // the pod's own
+	"POD_UID":        true, // likewise
 	"KUBECONFIG":     true, // in a pod, the service account
 	"RELEASE_AFTER":  true, // the main pod's labels
 	// Where logRelay.tls and logRelay.tokenSecret are mounted.

@@ -213,11 +213,14 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 		"ottoscaler": {
 			"pods create", "pods get", "pods list", "pods watch", "pods patch", "pods delete",
 			"pods/log get",
-			"events create", "coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
+			"coordination.k8s.io/leases create", "coordination.k8s.io/leases get ottoscaler-owner",
+			"coordination.k8s.io/leases get ottoscaler-scaler", "coordination.k8s.io/leases update ottoscaler-scaler",
+			"events create", "events patch",
 		},
 		"ottoscaler-release-rest": {
 			"pods get", "pods list", "pods watch", "pods patch", "pods delete",
 			"coordination.k8s.io/leases get ottoscaler-owner", "coordination.k8s.io/leases delete ottoscaler-owner",
+			"coordination.k8s.io/leases delete ottoscaler-scaler",
 		},
 	}
 	if diff := cmp.Diff(want, permissions(r)); diff != "" {

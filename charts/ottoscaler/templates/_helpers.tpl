@@ -250,7 +250,13 @@ that may have permissions. */}}
 {{- $_ := set $pools $name $pool -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml (dict "pools" $pools) -}}
+{{- $limits := dict -}}
+{{- range $name, $limit := .Values.poolLimits -}}
+{{- if not (kindIs "invalid" $limit) -}}
+{{- $_ := set $limits $name $limit -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml (dict "limits" $limits "pools" $pools) -}}
 {{- end -}}
 
 {{/* What the schema cannot say, because it takes two values to know it. */}}

@@ -84,7 +84,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 			Consumer: append(shared, "HEALTH_ADDR="+addrs[1], "REDIS_CONSUMER="+namespace,
 				"REDIS_HOST="+l.Redis.Host, "REDIS_PORT="+strconv.Itoa(l.Redis.Port), "REDIS_PASSWORD="+l.Redis.Password,
 				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead),
-			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
+			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POD_NAME="+namespace, "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
 			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer, "SPOOL_DIR="+filepath.Join(dir, "spool")),
 		},
 	}, nil
@@ -98,6 +98,9 @@ type StreamNames struct{ Events, Results, Dead string }
 func Streams(namespace string) StreamNames {
 	return StreamNames{Events: "otto:" + namespace + ":events", Results: "otto:" + namespace + ":results", Dead: "otto:" + namespace + ":dead"}
 }
+
+// Set gives a program more variables, from its next start on.
+func (p *Processes) Set(name string, env ...string) { p.env[name] = append(p.env[name], env...) }
 
 // Start starts programs and returns at once.
 func (p *Processes) Start(names ...string) error {
@@ -123,6 +126,23 @@ func (p *Processes) Start(names ...string) error {
 
 // Running tells whether a program was started and not ended since.
 func (p *Processes) Running(name string) bool { return p.running[name] != nil }
+
+// Memory returns the resident memory of a program that runs, in bytes.
+func (p *Processes) Memory(name string) (int64, error) {
+	cmd := p.running[name]
+	if cmd == nil {
+		return 0, fmt.Errorf("reading the memory of %s: it does not run", name)
+	}
+	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("reading the memory of %s: %w", name, err)
+	}
+	var size, resident int64
+	if _, err := fmt.Sscan(string(content), &size, &resident); err != nil {
+		return 0, fmt.Errorf("reading the memory of %s: %w", name, err)
+	}
+	return resident * int64(os.Getpagesize()), nil
+}
 
 // AwaitReady waits until the programs say that they are ready.
 func (p *Processes) AwaitReady(ctx context.Context, names ...string) error {

@@ -81,6 +81,29 @@ func (s *Space) Leases() coordinationv1client.LeasesGetter {
 	return client
 }
 
+// FaultyLeases returns a client for Leases that goes through Faults.
+func (s *Space) FaultyLeases() coordinationv1client.LeasesGetter {
+	s.t.Helper()
+	config := rest.CopyConfig(s.config)
+	config.Wrap(s.Faults.wrap)
+	client, err := coordinationv1client.NewForConfig(config)
+	if err != nil {
+		s.t.Fatalf("making a client: %v", err)
+	}
+	return client
+}
+
+// Again returns the same namespace with faults of its own, for a second process.
+func (s *Space) Again() *Space {
+	s.t.Helper()
+	again := *s
+	again.Faults = &Faults{}
+	faulty := rest.CopyConfig(s.config)
+	faulty.Wrap(again.Faults.wrap)
+	again.Faulty = client(s.t, faulty)
+	return &again
+}
+
 // As returns a client that acts as a user, who has no rights unless given some.
 func (s *Space) As(user string) corev1client.CoreV1Interface {
 	s.t.Helper()
@@ -162,15 +185,28 @@ func (s *Space) Workers() []corev1.Pod {
 	return list.Items
 }
 
-// Set plays the kubelet: it writes a pod's phase, and its containers' end once
-// that is an end.
-func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
+// SetStatus plays the kubelet, and whoever else writes a pod's status.
+func (s *Space) SetStatus(name string, change func(p *corev1.Pod)) {
 	s.t.Helper()
 	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // others write as well
 		p, err := s.Client.Pods(s.Namespace).Get(s.t.Context(), name, metav1.GetOptions{})
 		if err != nil {
 			return err
 		}
+		change(p)
+		_, err = s.Client.Pods(s.Namespace).UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
+		return err
+	})
+	if err != nil {
+		s.t.Fatalf("setting the status of pod %s: %v", name, err)
+	}
+}
+
+// Set plays the kubelet: it writes a pod's phase, and its containers' end once
+// that is an end.
+func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
+	s.t.Helper()
+	s.SetStatus(name, func(p *corev1.Pod) {
 		p.Status.Phase = phase
 		p.Status.ContainerStatuses = nil
 		for _, c := range p.Spec.Containers {
@@ -182,12 +218,7 @@ func (s *Space) Set(name string, phase corev1.PodPhase, exitCode int32) {
 			}
 			p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, status)
 		}
-		_, err = s.Client.Pods(s.Namespace).UpdateStatus(s.t.Context(), p, metav1.UpdateOptions{})
-		return err
 	})
-	if err != nil {
-		s.t.Fatalf("setting pod %s to %s: %v", name, phase, err)
-	}
 }
 
 // Eventually fails the test unless cond holds within ten seconds.

@@ -28,8 +28,15 @@ const (
 
 // Faults breaks calls to the API server. The zero value breaks none.
 type Faults struct {
-	mu    sync.Mutex
-	rules []*rule
+	mu      sync.Mutex
+	rules   []*rule
+	hung    map[string]chan struct{} // by method; closed when it may go on
+	hanging int                      // calls that hang
+	calls   int                      // that began, watches not counted
+	at      int                      // the call to break, by that count; 0 for none
+	fault   Fault                    // what breaks it
+	kills   bool                     // whether all after it fail too
+	killed  bool
 }
 
 type rule struct {
@@ -47,33 +54,110 @@ func (f *Faults) Break(method string, fault Fault, skip, times int) {
 	f.rules = append(f.rules, &rule{verb: method, fault: fault, skip: skip, times: times})
 }
 
+// At breaks the n-th call from now on, watches not counted. If it kills, no call
+// after it is sent: that is what the API server sees of a client that crashed.
+func (f *Faults) At(n int, fault Fault, kills bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at, f.fault, f.kills = f.calls+n, fault, kills
+}
+
+// Calls returns how many calls have begun, watches not counted.
+func (f *Faults) Calls() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.calls
+}
+
+// Killed reports whether the call of [Faults.At] has come, and has killed.
+func (f *Faults) Killed() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.killed
+}
+
 // Repair ends all faults.
 func (f *Faults) Repair() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.rules = nil
+	f.rules, f.at, f.killed = nil, 0, false
 }
 
-func (f *Faults) next(method string) Fault {
+// Hang has calls with an HTTP method hang, until they are cancelled or resume is
+// called.
+func (f *Faults) Hang(method string) (resume func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, r := range f.rules {
-		if r.verb != method || r.times == 0 {
+	if f.hung == nil {
+		f.hung = make(map[string]chan struct{})
+	}
+	until := make(chan struct{})
+	f.hung[method] = until
+	return sync.OnceFunc(func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.hung, method)
+		close(until)
+	})
+}
+
+// Hanging returns how many calls hang.
+func (f *Faults) Hanging() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hanging
+}
+
+// hang blocks for as long as the call is to hang.
+func (f *Faults) hang(r *http.Request) {
+	f.mu.Lock()
+	until := f.hung[r.Method]
+	if until == nil {
+		f.mu.Unlock()
+		return
+	}
+	f.hanging++
+	f.mu.Unlock()
+	select {
+	case <-until:
+	case <-r.Context().Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hanging--
+}
+
+func (f *Faults) next(r *http.Request) Fault {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !r.URL.Query().Has("watch") {
+		if f.killed {
+			return NotDone
+		}
+		f.calls++
+		if f.calls == f.at {
+			f.killed = f.kills
+			return f.fault
+		}
+	}
+	for _, rule := range f.rules {
+		if rule.verb != r.Method || rule.times == 0 {
 			continue
 		}
-		if r.skip > 0 {
-			r.skip--
+		if rule.skip > 0 {
+			rule.skip--
 			return 0
 		}
-		r.times--
-		return r.fault
+		rule.times--
+		return rule.fault
 	}
 	return 0
 }
 
 func (f *Faults) wrap(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
-		switch f.next(r.Method) {
+		f.hang(r)
+		switch f.next(r) {
 		case NotDone:
 			return nil, ErrBroken
 		case ReplyLost:

@@ -1008,10 +1008,14 @@ type ReportWorkerEndRequest struct {
 	Worker *Worker `protobuf:"bytes,1,opt,name=worker,proto3" json:"worker,omitempty"`
 	// status is succeeded, failed, or removed.
 	Status string `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
-	// reason is Kubernetes' word for it, such as OOMKilled; empty if there is none.
+	// reason is a word for it, such as oom_killed; empty for one that has succeeded.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// exit_code of the agent's container, if it ran.
-	ExitCode      *int32 `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	ExitCode *int32 `protobuf:"varint,4,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
+	// message says it for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// attempt is which attempt at its work the worker was, from 1.
+	Attempt       uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1070,6 +1074,20 @@ func (x *ReportWorkerEndRequest) GetReason() string {
 func (x *ReportWorkerEndRequest) GetExitCode() int32 {
 	if x != nil && x.ExitCode != nil {
 		return *x.ExitCode
+	}
+	return 0
+}
+
+func (x *ReportWorkerEndRequest) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ReportWorkerEndRequest) GetAttempt() uint32 {
+	if x != nil {
+		return x.Attempt
 	}
 	return 0
 }
@@ -2207,12 +2225,14 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x16AwaitSettlementRequest\x120\n" +
 	"\x05topic\x18\x01 \x01(\x0e2\x1a.ottoscaler.queue.v1.TopicR\x05topic\x12\x19\n" +
 	"\bitem_ids\x18\x02 \x03(\tR\aitemIds\"\x19\n" +
-	"\x17AwaitSettlementResponse\"\xad\x01\n" +
+	"\x17AwaitSettlementResponse\"\xe1\x01\n" +
 	"\x16ReportWorkerEndRequest\x123\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerR\x06worker\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12 \n" +
-	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x88\x01\x01B\f\n" +
+	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\rR\aattemptB\f\n" +
 	"\n" +
 	"_exit_code\"\x19\n" +
 	"\x17ReportWorkerEndResponse\"\x11\n" +
