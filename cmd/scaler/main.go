@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,6 +56,9 @@ func main() {
 // run builds the route in the order data takes it, then waits. It returns nil when
 // told to stop.
 func run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	// Most of the heap is the cache of pods, which lives long: to collect twice as
+	// often costs little, and spares a third of the memory.
+	debug.SetGCPercent(50)
 	core, leases, err := clients(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)

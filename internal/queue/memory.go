@@ -104,6 +104,9 @@ type entry[T any] struct {
 	attempts int
 	lost     int // leases in a row that ended without a verdict
 	state    state
+	// cancelled says that a later item of its lane cancels it, and told that a lease
+	// has said so.
+	cancelled, told bool
 
 	inOpen  *list.Element // set until it has ended
 	inLane  *list.Element // set until it has ended, if it has a lane
@@ -375,6 +378,9 @@ func (m *Memory[T]) add(p *producer[T], item Item[T]) {
 		e.inLane = l.items.PushBack(e)
 		if l.items.Len() > 1 {
 			e.state = waiting
+			if item.Cancels {
+				m.cancelBefore(e)
+			}
 			m.creditMayHaveChanged()
 			return
 		}
@@ -382,6 +388,21 @@ func (m *Memory[T]) add(p *producer[T], item Item[T]) {
 	m.makeReady(e)
 	m.dispatch()
 	m.creditMayHaveChanged()
+}
+
+// cancelBefore cancels all items of a lane that are before one, and wakes the
+// front one if it rests.
+func (m *Memory[T]) cancelBefore(e *entry[T]) {
+	for at := e.inLane.Prev(); at != nil; at = at.Prev() {
+		earlier := at.Value.(*entry[T])
+		earlier.cancelled = true
+		if earlier.state == resting {
+			earlier.rest.Stop()
+			earlier.rest = nil
+			m.makeReady(earlier)
+			m.dispatch()
+		}
+	}
 }
 
 func (m *Memory[T]) makeReady(e *entry[T]) {
@@ -430,7 +451,8 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 	e.state = leased
 	e.lease = l
 	m.leased++
-	return Delivery[T]{Item: e.item, Lease: l.id, Attempt: e.attempts, Lost: l.lost}
+	e.told = e.told || e.cancelled
+	return Delivery[T]{Item: e.item, Lease: l.id, Attempt: e.attempts, Cancelled: e.cancelled, Lost: l.lost}
 }
 
 // endLease takes the item away from its subscriber.
@@ -493,22 +515,24 @@ func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
 }
 
 func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
-	if after <= 0 {
+	if after <= 0 || e.cancelled && !e.told {
 		m.makeReady(e)
 		return
 	}
 	e.state = resting
-	e.rest = time.AfterFunc(after, func() {
+	var rest *time.Timer
+	rest = time.AfterFunc(after, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if e.state != resting {
-			return // settled meanwhile
+		if e.rest != rest {
+			return // settled or woken meanwhile
 		}
 		e.rest = nil
 		m.makeReady(e)
 		m.dispatch()
 		m.creditMayHaveChanged()
 	})
+	e.rest = rest
 }
 
 // end gives the item its outcome and lets the next of its lane go.

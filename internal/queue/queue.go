@@ -156,6 +156,9 @@ type Item[T any] struct {
 	Key string
 	// Traceparent is the W3C trace context of the item, or empty.
 	Traceparent string
+	// Cancels says that with this item, what waits before it in its key need not be
+	// carried out: see [Delivery.Cancelled]. The order stays.
+	Cancels bool
 	// Value is what the queue carries.
 	Value T
 }
@@ -167,6 +170,10 @@ type Delivery[T any] struct {
 	Lease uint64
 	// Attempt is 1 for the first lease of the item and grows by one with each.
 	Attempt int
+	// Cancelled says that a later item of the key cancels this one. Whoever cannot
+	// carry it out now should end it with what is done, instead of a retry. A rest
+	// before a retry ends when that becomes so.
+	Cancelled bool
 	// Lost is closed when the lease ends without a verdict.
 	Lost <-chan struct{}
 }

@@ -286,7 +286,7 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 			continue
 		}
 		err := producer.Offer(ctx, queue.Item[scaleevent.Event]{
-			ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Value: event,
+			ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Cancels: event.RemovesAll(), Value: event,
 		})
 		if err != nil {
 			c.land(event.ID)

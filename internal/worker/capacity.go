@@ -226,6 +226,18 @@ func (c *capacity) failed(name string, certain bool) {
 	}
 }
 
+// uncertain reports whether a worker of a task may or may not be there.
+func (c *capacity) uncertain(s scope) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.workers {
+		if p.scope == s && p.uid == "" {
+			return true
+		}
+	}
+	return false
+}
+
 // doubtful returns the workers that a write of ours should have brought into the
 // cache long ago.
 func (c *capacity) doubtful(olderThan time.Duration) (names []string) {

@@ -169,6 +169,22 @@ func TestEventsWaitWhereTooManyWorkersDo(t *testing.T) {
 	workertest.Eventually(t, "there is room", func() bool { return s.deliver(e, 2).Status == queue.Done })
 }
 
+func TestAnEventThatWaitsGivesWayToOneThatRemovesAll(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	s.useRules("maxWaiting: 2", "maxWorkers: 1, ")
+	s.done(up("another", 2), 1)
+	e := up("task", 3)
+	if v := s.deliver(e, 1); v.Status != 0 {
+		t.Fatalf("verdict %+v, want a retry", v)
+	}
+	v := s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{Item: queue.Item[scaleevent.Event]{ID: e.ID, Value: e}, Attempt: 2, Cancelled: true})
+	if v.Status != queue.Done || !strings.Contains(v.Message, "of 3 workers created, then a later event removed all") {
+		t.Errorf("verdict %+v", v)
+	}
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}, 1)
+	s.mustHave(2)
+}
+
 // auditor watches the workers from beside, and notes the most that had a place at once.
 type auditor struct {
 	mu   sync.Mutex

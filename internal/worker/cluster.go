@@ -115,8 +115,8 @@ type cluster struct {
 	mayWrite  func() error
 	halted    context.Context // ends when no write may go on; it is no call's context
 	halt      context.CancelFunc
-	creates   chan struct{} // one element for each create under way
-	changes   chan struct{} // one element for each other write under way
+	writes    chan struct{} // one element for each write under way
+	creates   chan struct{} // one element for each create that is under way or about to be
 
 	mu      sync.Mutex
 	waiters map[string]map[*waiter]struct{} // by pod name; guarded by mu
@@ -130,8 +130,8 @@ type waiter struct {
 
 // allow bounds how many writes are under way at once.
 func (c *cluster) allow(writes int) {
+	c.writes = make(chan struct{}, writes)
 	c.creates = make(chan struct{}, max(1, writes*3/4))
-	c.changes = make(chan struct{}, max(1, writes/4))
 }
 
 // An observer is told about every change of a worker in the cache, in order. It
@@ -367,12 +367,12 @@ func (c *cluster) running(ctx context.Context, selector string) ([]string, error
 	return names, nil
 }
 
-// write runs one call that changes something, in one of the places for such calls.
-// It is not cut off by the end of ctx, but does not begin after it either.
-func (c *cluster) write(ctx context.Context, places chan struct{}, call func(ctx context.Context) error) error {
+// write runs one call that changes something. It is not cut off by the end of ctx,
+// but does not begin after it either.
+func (c *cluster) write(ctx context.Context, call func(ctx context.Context) error) error {
 	select {
-	case places <- struct{}{}:
-		defer func() { <-places }()
+	case c.writes <- struct{}{}:
+		defer func() { <-c.writes }()
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %w", errNotSent, ctx.Err())
 	}
@@ -391,8 +391,14 @@ func (c *cluster) write(ctx context.Context, places chan struct{}, call func(ctx
 // create creates a pod. Where its name is taken, it returns the pod that has it,
 // and false.
 func (c *cluster) create(ctx context.Context, p *corev1.Pod) (_ *corev1.Pod, created bool, err error) {
+	select {
+	case c.creates <- struct{}{}:
+		defer func() { <-c.creates }()
+	case <-ctx.Done():
+		return nil, false, fmt.Errorf("creating pod %s: %w: %w", p.Name, errNotSent, ctx.Err())
+	}
 	var made *corev1.Pod
-	err = c.write(ctx, c.creates, func(ctx context.Context) (err error) {
+	err = c.write(ctx, func(ctx context.Context) (err error) {
 		made, err = c.client.Create(ctx, p, metav1.CreateOptions{})
 		if !apierrors.IsAlreadyExists(err) {
 			created = err == nil
@@ -428,7 +434,7 @@ func (c *cluster) annotate(ctx context.Context, p *corev1.Pod, annotations map[s
 		return nil, fmt.Errorf("annotating pod %s: %w", p.Name, err)
 	}
 	var patched *corev1.Pod
-	err = c.write(ctx, c.changes, func(ctx context.Context) (err error) {
+	err = c.write(ctx, func(ctx context.Context) (err error) {
 		patched, err = c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})
@@ -454,7 +460,7 @@ func (c *cluster) ungate(ctx context.Context, p *corev1.Pod) error {
 	if err != nil {
 		return fmt.Errorf("ungating pod %s: %w", p.Name, err)
 	}
-	err = c.write(ctx, c.changes, func(ctx context.Context) error {
+	err = c.write(ctx, func(ctx context.Context) error {
 		_, err := c.client.Patch(ctx, p.Name, types.JSONPatchType, patch, metav1.PatchOptions{})
 		return err
 	})
@@ -482,7 +488,7 @@ func (c *cluster) fetch(ctx context.Context, name string) (*corev1.Pod, error) {
 // remove deletes a worker with the grace of its template. It is no error if that
 // very pod is gone.
 func (c *cluster) remove(ctx context.Context, r ref) error {
-	err := c.write(ctx, c.changes, func(ctx context.Context) error {
+	err := c.write(ctx, func(ctx context.Context) error {
 		return c.client.Delete(ctx, r.name, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &r.uid}})
 	})
 	// A conflict means that another pod has the name.
@@ -506,7 +512,7 @@ func (c *cluster) release(ctx context.Context, p *corev1.Pod, annotations map[st
 	if err != nil {
 		return fmt.Errorf("releasing pod %s: %w", p.Name, err)
 	}
-	err = c.write(ctx, c.changes, func(ctx context.Context) error {
+	err = c.write(ctx, func(ctx context.Context) error {
 		_, err := c.client.Patch(ctx, p.Name, types.MergePatchType, patch, metav1.PatchOptions{})
 		return err
 	})

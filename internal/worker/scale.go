@@ -40,7 +40,7 @@ const (
 func (m *Manager) Scale(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
 	e := d.Value
 	log := m.log.With("event", e.ID, "task", e.TaskID, "pool", e.Pool)
-	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, started: time.Now()}
+	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, cancelled: d.Cancelled, started: time.Now()}
 	message, err := a.run(ctx)
 	verdict := queue.Finish(message, a.details())
 	if err != nil {
@@ -56,7 +56,9 @@ type action struct {
 	event   scaleevent.Event
 	log     *slog.Logger
 	attempt int
-	started time.Time
+	// cancelled says that a later event removes all that this one makes.
+	cancelled bool
+	started   time.Time
 
 	mu      sync.Mutex
 	workers []string // the event's workers or victims; guarded by mu
@@ -188,6 +190,10 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 	if created > 0 {
 		a.log.InfoContext(ctx, "workers created", "count", created, "of", n, "type", e.Type, "attempt", a.attempt, "duration", time.Since(a.started).Round(time.Microsecond))
 	}
+	if err != nil && a.cancelled && a.givesWay(err) {
+		a.log.InfoContext(ctx, "scale event gives way to a later one that removes all", "of", n, "err", err)
+		return fmt.Sprintf("%d of %d %s created, then a later event removed all of them: %s", len(a.workers), n, plural(n), err), nil
+	}
 	if err != nil {
 		return "", err
 	}
@@ -195,6 +201,14 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 		return fmt.Sprintf("no worker created: there are %d already", *e.TargetReplicas), nil
 	}
 	return fmt.Sprintf("%d %s created", n, plural(n)), nil
+}
+
+// givesWay reports whether an event that could not be carried out may be ended for
+// a later one that removes all of its workers. It may as long as it is certain which
+// of them there are: the later one would not find those that appear afterwards.
+func (a *action) givesWay(err error) bool {
+	f, _ := faultOf(err)
+	return (f == faultQuota || errors.Is(err, errWaitingFull)) && !a.capacity.uncertain(scope{pool: a.event.Pool, task: taskOf(a.event)})
 }
 
 // checkExpiry rejects an event that is of no use any more. What an earlier

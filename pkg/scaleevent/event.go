@@ -160,6 +160,12 @@ func (e Event) OrderingKey() string {
 	return e.Pool + "/" + e.TaskID // unambiguous: a pool's name has no slash
 }
 
+// RemovesAll reports whether no worker of the event's task or pool is to be left, so
+// that an earlier event of the same that still waits need not be carried out.
+func (e Event) RemovesAll() bool {
+	return e.Type == ScaleDown && e.PodCount == nil && (e.TargetReplicas == nil || *e.TargetReplicas == 0)
+}
+
 // Expired reports whether the event is of no use any more.
 func (e Event) Expired(now time.Time) bool {
 	return !e.ExpiresAt.IsZero() && !now.Before(e.ExpiresAt)

@@ -53,7 +53,7 @@ func decodeWorker(w *queuev1.Worker) queue.Worker {
 }
 
 func (c codec[T]) encodeItem(item queue.Item[T]) *queuev1.Item {
-	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent}
+	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent, Cancels: item.Cancels}
 	c.encode(item.Value, message)
 	return message
 }
@@ -61,7 +61,7 @@ func (c codec[T]) encodeItem(item queue.Item[T]) *queuev1.Item {
 // decodeItem returns what it could read of the item also with an error, so that
 // its ID can be told.
 func (c codec[T]) decodeItem(message *queuev1.Item) (queue.Item[T], error) {
-	item := queue.Item[T]{ID: message.GetId(), Key: message.GetOrderingKey(), Traceparent: message.GetTraceparent()}
+	item := queue.Item[T]{ID: message.GetId(), Key: message.GetOrderingKey(), Traceparent: message.GetTraceparent(), Cancels: message.GetCancels()}
 	if item.ID == "" {
 		return item, errors.New("reading an item: it has no ID")
 	}

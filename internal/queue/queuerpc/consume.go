@@ -62,9 +62,10 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 			}
 			if err := hand(ctx, responses, &queuev1.ConsumeResponse{Message: &queuev1.ConsumeResponse_Delivery_{
 				Delivery: &queuev1.ConsumeResponse_Delivery{
-					LeaseId: d.Lease,
-					Item:    codec.encodeItem(d.Item),
-					Attempt: count(d.Attempt),
+					LeaseId:   d.Lease,
+					Item:      codec.encodeItem(d.Item),
+					Attempt:   count(d.Attempt),
+					Cancelled: d.Cancelled,
 				},
 			}}); err != nil {
 				return err

@@ -154,7 +154,10 @@ type Item struct {
 	//
 	//	*Item_ScaleEvent
 	//	*Item_Worker
-	Payload       isItem_Payload `protobuf_oneof:"payload"`
+	Payload isItem_Payload `protobuf_oneof:"payload"`
+	// cancels says that with this item, what waits before it in its ordering key need
+	// not be carried out.
+	Cancels       bool `protobuf:"varint,6,opt,name=cancels,proto3" json:"cancels,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -233,6 +236,13 @@ func (x *Item) GetWorker() *Worker {
 		}
 	}
 	return nil
+}
+
+func (x *Item) GetCancels() bool {
+	if x != nil {
+		return x.Cancels
+	}
+	return false
 }
 
 type isItem_Payload interface {
@@ -1891,7 +1901,10 @@ type ConsumeResponse_Delivery struct {
 	// item that is leased.
 	Item *Item `protobuf:"bytes,2,opt,name=item,proto3" json:"item,omitempty"`
 	// attempt is 1 for the first lease of the item and grows by one with each.
-	Attempt       uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// cancelled says that a later item of the ordering key cancels this one. Who
+	// cannot carry it out now ends it with what is done, instead of a retry.
+	Cancelled     bool `protobuf:"varint,4,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1945,6 +1958,13 @@ func (x *ConsumeResponse_Delivery) GetAttempt() uint32 {
 		return x.Attempt
 	}
 	return 0
+}
+
+func (x *ConsumeResponse_Delivery) GetCancelled() bool {
+	if x != nil {
+		return x.Cancelled
+	}
+	return false
 }
 
 // Lost tells that a lease has ended without a verdict: heartbeats stayed out
@@ -2117,14 +2137,15 @@ var File_ottoscaler_queue_v1_queue_proto protoreflect.FileDescriptor
 
 const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\"\xe1\x01\n" +
+	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfb\x01\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fordering_key\x18\x02 \x01(\tR\vorderingKey\x12 \n" +
 	"\vtraceparent\x18\x03 \x01(\tR\vtraceparent\x12B\n" +
 	"\vscale_event\x18\x04 \x01(\v2\x1f.ottoscaler.queue.v1.ScaleEventH\x00R\n" +
 	"scaleEvent\x125\n" +
-	"\x06worker\x18\x05 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerH\x00R\x06workerB\t\n" +
+	"\x06worker\x18\x05 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerH\x00R\x06worker\x12\x18\n" +
+	"\acancels\x18\x06 \x01(\bR\acancelsB\t\n" +
 	"\apayload\"\x8c\x01\n" +
 	"\n" +
 	"ScaleEvent\x12C\n" +
@@ -2208,17 +2229,18 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
-	"\amessage\"\xe6\x03\n" +
+	"\amessage\"\x85\x04\n" +
 	"\x0fConsumeResponse\x12E\n" +
 	"\x06opened\x18\x01 \x01(\v2+.ottoscaler.queue.v1.ConsumeResponse.OpenedH\x00R\x06opened\x12K\n" +
 	"\bdelivery\x18\x02 \x01(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryH\x00R\bdelivery\x12?\n" +
 	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x12V\n" +
 	"\x0fmore_deliveries\x18\x04 \x03(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryR\x0emoreDeliveries\x1a\b\n" +
-	"\x06Opened\x1an\n" +
+	"\x06Opened\x1a\x8c\x01\n" +
 	"\bDelivery\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseId\x12-\n" +
 	"\x04item\x18\x02 \x01(\v2\x19.ottoscaler.queue.v1.ItemR\x04item\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\x1a!\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x1c\n" +
+	"\tcancelled\x18\x04 \x01(\bR\tcancelled\x1a!\n" +
 	"\x04Lost\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseIdB\t\n" +
 	"\amessage\"e\n" +
