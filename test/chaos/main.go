@@ -94,6 +94,12 @@ func run(ctx context.Context) (err error) {
 			err = errors.Join(err, l.Close())
 		}
 	}()
+	up := func() (err error) {
+		if l == nil {
+			l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr})
+		}
+		return err
+	}
 	for _, f := range matrix {
 		selected, err := report.Selected(os.Getenv("ONLY"), f.name)
 		if err != nil {
@@ -102,10 +108,8 @@ func run(ctx context.Context) (err error) {
 		if !selected {
 			continue
 		}
-		if l == nil {
-			if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
-				return err
-			}
+		if err := up(); err != nil {
+			return err
 		}
 		row, err := inject(ctx, l, f, runs)
 		if err != nil {
@@ -123,6 +127,9 @@ func run(ctx context.Context) (err error) {
 		}
 		if !selected {
 			continue
+		}
+		if err := up(); err != nil {
+			return err
 		}
 		row, err := special.run(ctx, l, os.Getenv("QUICK") != "")
 		if err != nil {
