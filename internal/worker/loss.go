@@ -15,6 +15,7 @@ type loss struct {
 	count     uint64 // the same, where it is known
 	unread    bool   // and nobody knows how many more
 	abandoned bool   // because the drain deadline has passed
+	told      bool   // guarded by Manager.mu
 }
 
 // lossOf returns what the log-relay says was lost of a worker's logs, or nil.
@@ -39,15 +40,29 @@ func (l *loss) String() string {
 	return text + ": they were dropped because it had not taken them in time"
 }
 
-// tellLoss counts what was lost of a worker's logs and says so in an Event, once.
-// The worker is not held for it.
-func (m *Manager) tellLoss(ctx context.Context, p *corev1.Pod, l *life) {
+// tellLoss counts what was lost of a worker's logs and says so, once: in an Event, and
+// to the producer, in a second telling of the worker's end. The worker is not held for
+// it. It returns the end with the loss in its reason.
+func (m *Manager) tellLoss(ctx context.Context, p *corev1.Pod, l *life, end End) End {
+	if end.Class == "" {
+		return end // the cache is behind the relay, which has seen the end: the pod's change brings us back
+	}
 	m.mu.Lock()
 	lost := l.lost
-	l.lost = nil
+	told := lost == nil || lost.told
+	if lost != nil {
+		lost.told = true
+	}
 	m.mu.Unlock()
 	if lost == nil {
-		return
+		return end
+	}
+	if end.Reason != "" {
+		end.Reason += "; "
+	}
+	end.Reason += lost.String()
+	if told {
+		return end
 	}
 	if lost.abandoned {
 		m.metrics.logsAbandoned.Inc()
@@ -56,4 +71,8 @@ func (m *Manager) tellLoss(ctx context.Context, p *corev1.Pod, l *life) {
 	m.log.WarnContext(ctx, "log lines of a worker are lost", "pod", p.Name, "event", l.event, "task", l.task,
 		"lines", lost.lines, "unread", lost.unread, "abandoned", lost.abandoned)
 	m.recorder.Eventf(p, corev1.EventTypeWarning, "LogsLost", "%s", lost)
+	if err := m.ended(ctx, end); err != nil {
+		m.log.WarnContext(ctx, "cannot tell the producer that log lines are lost", "pod", p.Name, "err", err)
+	}
+	return end
 }

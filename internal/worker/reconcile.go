@@ -109,7 +109,7 @@ func (m *Manager) reconcile(ctx context.Context, r ref) error {
 	if overlooked {
 		return m.collect(ctx, p)
 	}
-	m.tellLoss(ctx, p, l)
+	end = m.tellLoss(ctx, p, l, end)
 	if err := m.cluster.release(ctx, p, map[string]string{pod.AnnotationEnd: string(end.Class), pod.AnnotationEndReason: end.Reason}); err != nil {
 		return err
 	}

@@ -153,6 +153,11 @@ func TestLinesThatTheRelayGaveUpAreSaidAndCounted(t *testing.T) {
 		}
 		workertest.Eventually(t, "the worker is gone", func() bool { return s.get(d.Value.Name) == nil })
 		s.mustSay(d.Value.Name, tc.message)
+		// What the producer is told last has it, and it is still a success.
+		ends, _ := s.ends.of(d.Value.Name)
+		if last := ends[len(ends)-1]; last.Reason != "the worker has done its work; "+tc.message || last.Class != worker.ClassSucceeded {
+			t.Errorf("the end of %s was told as %+v, want %q", d.Value.Name, ends, tc.message)
+		}
 	}
 	if n := s.metric("ottoscaler_worker_lost_log_lines_total"); n != 20 {
 		t.Errorf("%v lines counted as lost, want 20", n)

@@ -58,10 +58,16 @@ sha256:dddd                 application/vnd.oci.image.manifest.v1+json sha256:44
 		keep []string
 		want []string
 	}{
-		{"one that a container still runs", []string{"example.test/main:dev", "example.test/main:dev-3333", "example.test/main:dev-2222"},
-			[]string{"example.test/main:dev-1111", "sha256:aaaa"}},
-		{"the newest alone", []string{"example.test/main:dev"},
-			[]string{"example.test/main:dev-3333", "example.test/main:dev-2222", "example.test/main:dev-1111", "sha256:bbbb", "sha256:aaaa"}},
+		{
+			"one that a container still runs",
+			[]string{"example.test/main:dev", "example.test/main:dev-3333", "example.test/main:dev-2222"},
+			[]string{"example.test/main:dev-1111", "sha256:aaaa"},
+		},
+		{
+			"the newest alone",
+			[]string{"example.test/main:dev"},
+			[]string{"example.test/main:dev-3333", "example.test/main:dev-2222", "example.test/main:dev-1111", "sha256:bbbb", "sha256:aaaa"},
+		},
 		{"all", []string{"example.test/main:dev", "example.test/main:dev-3333", "example.test/main:dev-2222", "example.test/main:dev-1111"}, nil},
 	} {
 		if got := former(listing, "example.test/main", row.keep); !slices.Equal(got, row.want) {
