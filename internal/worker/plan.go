@@ -2,6 +2,7 @@ package worker
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strconv"
 
@@ -60,6 +61,20 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 // live, or another attempt at it is still to come.
 func counts(p *corev1.Pod, seen []*corev1.Pod) bool {
 	return live(p) || retryDue(p) && !slices.ContainsFunc(seen, func(other *corev1.Pod) bool { return other.Name == nextName(p) })
+}
+
+// decided returns an error while it is open whether there will be another attempt
+// at one of the workers, and with it whether that one counts. It takes one patch.
+func decided(seen []*corev1.Pod) error {
+	for _, p := range seen {
+		if !held(p) || !finished(p) || p.Annotations[pod.AnnotationEnd] != "" {
+			continue
+		}
+		if class, _ := classify(p); class.failure() {
+			return fmt.Errorf("pod %s has just failed, and may be tried again: %w", p.Name, errChanged)
+		}
+	}
+	return nil
 }
 
 // missedLess orders workers as a ReplicaSet does: before all others those that are

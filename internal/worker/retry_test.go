@@ -186,7 +186,9 @@ func TestAScaleDownTakesWhatIsOnlyToBeTriedAgainFirst(t *testing.T) {
 	s.Set(names[1], corev1.PodFailed, 1)
 	workertest.Eventually(t, "it is to be tried again", func() bool { return s.get(names[1]).Annotations[pod.AnnotationRetryAt] != "" })
 	three := 3
-	v := s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleUp, Pool: "default", TaskID: "task", TargetReplicas: &three}, 1)
+	e := scaleevent.Event{ID: newID(), Type: scaleevent.ScaleUp, Pool: "default", TaskID: "task", TargetReplicas: &three}
+	var v queue.Verdict
+	workertest.Eventually(t, "the cache shows it", func() bool { v = s.deliver(e, 1); return v.Status == queue.Done })
 	if v.Details["count"] != "1" {
 		t.Errorf("the one to be tried again does not count towards the target: %+v", v)
 	}

@@ -172,7 +172,10 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 	}
 	var seen []*corev1.Pod
 	if e.TargetReplicas != nil {
-		if seen, err = a.seen(ctx); err != nil {
+		if seen, err = a.seen(ctx); err == nil {
+			err = decided(seen)
+		}
+		if err != nil {
 			return "", err
 		}
 	}
@@ -328,6 +331,9 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 		return "", reject(scaleevent.ReasonMissingField, "a scale_down needs task_id, pod_count or target_replicas, or it would remove the whole pool: send target_replicas=0 if that is meant")
 	}
 	seen, err := a.seen(ctx)
+	if err == nil {
+		err = decided(seen)
+	}
 	if err != nil {
 		return "", err
 	}
