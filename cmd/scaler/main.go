@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -213,10 +214,14 @@ func owner(cfg Config) worker.Owner {
 	return worker.Owner{User: cfg.InstanceUser, Instance: cfg.InstanceID}
 }
 
+// klogOnce guards the logger of client-go, which is one for the process: what a former
+// run has left behind, in a test, may still use it.
+var klogOnce sync.Once
+
 // clients returns clients of the cluster that KUBECONFIG names, else of the one
 // that the pod runs in.
 func clients(cfg Config, log *slog.Logger) (corev1client.CoreV1Interface, coordinationv1client.LeasesGetter, error) {
-	klog.SetSlogLogger(log)
+	klogOnce.Do(func() { klog.SetSlogLogger(log) })
 	config, err := kubeconfig.Load(cfg.Kubeconfig)
 	if err != nil {
 		return nil, nil, err

@@ -198,8 +198,9 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 	var (
 		failures int
 		short    int
-		byTime   bool // go on by time, because the last line is not found
-		atEnd    bool // the last read came to the end of the log
+		byTime   bool      // go on by time, because the last line is not found
+		atEnd    bool      // the last read came to the end of the log
+		came     time.Time // when a read came there last
 	)
 	for attempt := range f.policy.Attempts(ctx) {
 		if f.window.isDraining() {
@@ -224,7 +225,9 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		if progress || err == nil {
 			f.sources.over(ctx)
 		}
-		atEnd = err == nil
+		if atEnd = err == nil; atEnd {
+			came = time.Now()
+		}
 		switch {
 		case ctx.Err() != nil || errors.Is(err, errMoved):
 			return false
@@ -257,7 +260,11 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			f.log.WarnContext(ctx, "reading again", "err", err)
 		}
 		if state.Ended && failures >= lastTries && unreadable(err) {
-			f.truncated(ctx, generation, err.Error())
+			// The log of a container goes with it, as when its pod is deleted. A read that ended
+			// when the process had, and not before, has seen all of it.
+			if state.Finished.IsZero() || came.Before(state.Finished) {
+				f.truncated(ctx, generation, err.Error())
+			}
 			return true
 		}
 	}

@@ -200,6 +200,47 @@ func TestLogThatTheKubeletHasNotIsGivenUpAfterTheEnd(t *testing.T) {
 	r.wantCount(r.metrics.truncated, "truncated logs", 1)
 }
 
+func TestLogThatWentWithItsContainerIsWholeIfItsEndWasSeen(t *testing.T) {
+	for _, row := range []struct {
+		what     string
+		finished time.Duration // when the process ended, from when the read did
+		whole    bool
+	}{
+		{"the read ended with the process", -time.Second, true},
+		{"the read ended before", time.Hour, false},
+	} {
+		t.Run(row.what, func(t *testing.T) {
+			r := newTestRig(t)
+			want := r.print(at(1, 2)...)
+			first := true
+			open := r.follow.open
+			r.follow.open = func(ctx context.Context, read Read) (io.ReadCloser, error) {
+				if first {
+					first = false
+					return open(ctx, read)
+				}
+				return io.NopCloser(strings.NewReader("unable to retrieve container logs for containerd://1234")), nil
+			}
+			r.start(t.Context())
+			r.await(2)
+			r.mu.Lock()
+			r.state.Finished = time.Now().Add(row.finished)
+			r.mu.Unlock()
+			r.end()
+			if err := r.finish(); err != nil {
+				t.Errorf("following: %v", err)
+			}
+			if row.whole {
+				r.check(want)
+				r.wantGaps()
+				return
+			}
+			r.check(append(want, ""))
+			r.wantCount(r.metrics.gaps.WithLabelValues(reasonTruncated), "gaps", 1)
+		})
+	}
+}
+
 func TestPodThatVanishesEndsItsLogs(t *testing.T) {
 	r := newTestRig(t)
 	want := r.print(at(1, 2)...)

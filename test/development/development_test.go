@@ -575,7 +575,10 @@ func checkInnerLoop(t *testing.T, c checkout) {
 	if after := main(); after.Labels["edited"] != "yes" {
 		t.Errorf("after an edit of the values, the main pod has the labels %v", after.Labels)
 	}
-	contains(t, "the log of a whole new pod", c.must(t, "logs", "USER="+jinwoo, "C=scaler", "ARGS=--no-follow"), "with an edit")
+	// Its scaler stands by until the one before it has let go of the Lease.
+	eventually(t, "the edit in the log of a whole new pod", time.Minute, func() bool {
+		return strings.Contains(c.must(t, "logs", "USER="+jinwoo, "C=scaler", "ARGS=--no-follow"), "with an edit")
+	})
 }
 
 // mainPod returns the main pod of a developer's installation, of which there is one.

@@ -380,6 +380,9 @@ func checkLog(ctx context.Context, t *testing.T, worker string, total int) {
 	if err := site.logs.Wait(ctx, func() bool { w, _ := site.logs.Worker(worker); return w.End != nil }); err != nil {
 		t.Fatalf("waiting for the end of %s: %v", worker, err)
 	}
+	for _, gap := range logOf(worker).Gaps {
+		t.Errorf("log of %s: a gap at line %d, %s: %s", worker, gap.Sequence, gap.GetReason(), gap.GetMessage())
+	}
 	lines := logOf(worker).Lines
 	if total == 0 {
 		var name string
