@@ -51,6 +51,8 @@ const (
 	// lastTries is how often the log of an ended instance is tried when the
 	// kubelet says that it has none.
 	lastTries = 8
+	// goneTries is how often, when an earlier read has seen the end of the log.
+	goneTries = 2
 	// startWait is how long the reading of a log waits for the server to say where to go
 	// on. Without that it begins where the spool ends: the node does not wait with its
 	// rotations until the server is back.
@@ -259,10 +261,11 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		if failures++; !f.sources.explains(ctx, err) && failures == 1 {
 			f.log.WarnContext(ctx, "reading again", "err", err)
 		}
-		if state.Ended && failures >= lastTries && unreadable(err) {
-			// The log of a container goes with it, as when its pod is deleted. A read that ended
-			// when the process had, and not before, has seen all of it.
-			if state.Finished.IsZero() || came.Before(state.Finished) {
+		// The log of a container goes with it, as when its pod is deleted. A read that ended
+		// when the process had, and not before, has seen all of it.
+		whole := !state.Finished.IsZero() && !came.Before(state.Finished)
+		if state.Ended && unreadable(err) && (failures >= lastTries || whole && failures >= goneTries) {
+			if !whole {
 				f.truncated(ctx, generation, err.Error())
 			}
 			return true
