@@ -2,10 +2,12 @@
 // the same work in the same run, because these machines are noisy and only the
 // ratio of the two means something. It prints a table and writes build/bench.json.
 //
-// ONLY=<pattern> selects rows by name; QUICK=1 takes fewer samples.
+// ONLY=<pattern> selects rows by name, QUICK=1 takes fewer samples, and
+// CLUSTER_NAME keeps two that run at once apart.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -101,7 +103,7 @@ func run(ctx context.Context) (err error) {
 			measured, err = m.alone(ctx, quick)
 		} else {
 			if l == nil {
-				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 12, Output: os.Stderr}); err != nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: cmp.Or(os.Getenv("CLUSTER_NAME"), "bench"), FakeNodes: 12, Output: os.Stderr}); err != nil {
 					return err
 				}
 			}

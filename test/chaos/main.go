@@ -2,10 +2,12 @@
 // installation at the worst moment, many times, and counts what was lost,
 // duplicated or reordered. It prints a table and writes build/chaos.json.
 //
-// ONLY=<pattern> selects rows by name; QUICK=1 makes fewer runs.
+// ONLY=<pattern> selects rows by name, QUICK=1 makes fewer runs, and CLUSTER_NAME
+// keeps two that run at once apart.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -102,7 +104,7 @@ func runEvents(ctx context.Context, quick bool) (none bool, err error) {
 	inLab := func(run func(l *lab.Lab) (Row, error)) func() (Row, error) {
 		return func() (row Row, err error) {
 			if l == nil {
-				if l, err = lab.Up(ctx, lab.Options{Name: "scale", FakeNodes: 3, Output: os.Stderr}); err != nil {
+				if l, err = lab.Up(ctx, lab.Options{Name: cmp.Or(os.Getenv("CLUSTER_NAME"), "chaos"), FakeNodes: 3, Output: os.Stderr}); err != nil {
 					return row, err
 				}
 			}
