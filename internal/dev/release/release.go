@@ -85,11 +85,7 @@ func (opts Options) inputs(settings *cli.EnvSettings) (_ *chart.Chart, vals map[
 // Value returns one of the values that the release would be made of, the chart's own
 // or what the options say otherwise, by its path such as "image.tag".
 func Value(opts Options, path string) (any, error) {
-	_, settings, err := configuration(opts)
-	if err != nil {
-		return nil, err
-	}
-	loaded, vals, _, err := opts.inputs(settings)
+	loaded, vals, _, err := opts.inputs(cli.New())
 	if err != nil {
 		return nil, err
 	}
