@@ -40,18 +40,24 @@ func TestRelaySendsToTheLogServerBesideIt(t *testing.T) {
 	}
 }
 
-func TestRelaySendsWhereItIsToldAlsoWithALogServerBesideIt(t *testing.T) {
+// A developer's values name another one already; one value is to be enough.
+func TestLogServerBesideTheRelayComesBeforeTheOneItIsTold(t *testing.T) {
 	vals := withLogServer()
 	set(vals, "logRelay.env.LOG_SERVER_ADDR", "logs.example:443")
-	relay := container(t, one[*appsv1.Deployment](t, render(t, "ottoscaler", vals)), "log-relay")
+	r := render(t, "ottoscaler", vals)
+	relay := container(t, one[*appsv1.Deployment](t, r), "log-relay")
+	want := fmt.Sprintf("ottoscaler-logs.%s.svc:50051", namespace)
 	var got []string
 	for _, v := range relay.Env {
 		if v.Name == "LOG_SERVER_ADDR" {
 			got = append(got, v.Value)
 		}
 	}
-	if len(got) != 1 || got[0] != "logs.example:443" {
-		t.Errorf("LOG_SERVER_ADDR is %v, want logs.example:443 alone", got)
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("LOG_SERVER_ADDR is %v, want %s alone", got, want)
+	}
+	if notes := r.notes(); !strings.Contains(notes, "and not to logRelay.env.LOG_SERVER_ADDR (logs.example:443)") {
+		t.Errorf("the notes do not say which address is not used:\n%s", notes)
 	}
 }
 

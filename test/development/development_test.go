@@ -4,11 +4,13 @@
 package development
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,6 +30,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/cluster"
 	"github.com/ottoscaler/ottoscaler/internal/dev/docker"
 	"github.com/ottoscaler/ottoscaler/internal/dev/environment"
+	"github.com/ottoscaler/ottoscaler/internal/dev/nestjs"
 	"github.com/ottoscaler/ottoscaler/internal/dev/release"
 	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
@@ -79,18 +83,23 @@ func newCheckout(t *testing.T) checkout {
 
 // make runs make in the checkout, as somebody would whose login name is root.
 func (c checkout) make(ctx context.Context, args ...string) (string, error) {
+	var out bytes.Buffer
+	cmd := c.command(ctx, args...)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Run()
+	return out.String(), err
+}
+
+func (c checkout) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "make", append([]string{"--no-print-directory"}, args...)...)
 	cmd.Dir = c.root
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
 	cmd.WaitDelay = 10 * time.Second
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
 		return slices.Contains([]string{"ENV_FILE", "KUBECONFIG", "MAKEFLAGS", "MFLAGS", "MAKELEVEL", "YES", "OTTODEV_USER", "CLUSTER"}, name)
 	})
 	cmd.Env = append(cmd.Env, "USER=root", "NO_COLOR=1")
-	err := cmd.Run()
-	return out.String(), err
+	return cmd
 }
 
 // must is make when it is to succeed.
@@ -354,12 +363,15 @@ func TestTwoDevelopersShareAMachineAndNothingElse(t *testing.T) {
 		out := c.must(t, "test-event", "USER="+jinwoo, "ARGS=--wait --task by-hand --field env.AGENT_LINES=3")
 		contains(t, "what test-event prints", out, "done")
 	})
+	t.Run("one value brings a log server with a page", func(t *testing.T) { checkLogServer(t, c) })
+	t.Run("uninstalling leaves what setup-user made", func(t *testing.T) { checkUninstall(t, c) })
 	t.Run("clean of one leaves the other", func(t *testing.T) {
 		// A finalizer that nobody will ever take off must not hold anything up.
 		stuck := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "stuck", Finalizers: []string{"example.com/never"}}}
 		if _, err := ourCluster.CoreV1().ConfigMaps(ours.Vars[environment.Namespace]).Create(t.Context(), stuck, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
+		c.must(t, "deploy", "USER="+jinwoo)
 		c.must(t, "test-event", "USER="+jinwoo, "ARGS=--wait --task unfinished --field env.AGENT_LINES=0")
 		c.must(t, "clean", "USER="+jinwoo)
 		for _, trace := range c.traces(t) {
@@ -579,6 +591,109 @@ func checkInnerLoop(t *testing.T, c checkout) {
 	eventually(t, "the edit in the log of a whole new pod", time.Minute, func() bool {
 		return strings.Contains(c.must(t, "logs", "USER="+jinwoo, "C=scaler", "ARGS=--no-follow"), "with an edit")
 	})
+}
+
+// checkLogServer has the NestJS log server beside the main pod by the one value that a
+// developer's values have for it, and reads what its page shows, also when its pod is
+// another one.
+func checkLogServer(t *testing.T, c checkout) {
+	e, client := c.open(t, jinwoo)
+	values, err := os.ReadFile(e.ValuesFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edited := bytes.Replace(values, []byte("\nlogServer:\n  enabled: false\n"), []byte("\nlogServer:\n  enabled: true\n"), 1)
+	if bytes.Equal(values, edited) {
+		t.Fatal("the values have no logServer.enabled to change: adapt the edit")
+	}
+	if err := os.WriteFile(e.ValuesFile(), edited, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	out := c.must(t, "deploy", "USER="+jinwoo)
+	t.Logf("%s", out)
+	contains(t, "what deploy prints", out, "log server image", "port-forward statefulset/ottoscaler-logs 8080")
+	c.must(t, "test-event", "USER="+jinwoo, "ARGS=--wait --task with-page --count 2 --field env.AGENT_LINES=100 --field env.AGENT_RATE=0")
+	eventually(t, "the workers' logs are stored and they are gone", time.Minute, func() bool { return len(workers(t, client)) == 0 })
+	c.checkPage(t)
+
+	pods := client.CoreV1().Pods(e.Vars[environment.Namespace])
+	before, err := pods.Get(t.Context(), "ottoscaler-logs-0", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pods.Delete(t.Context(), before.Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "another pod of the log server is ready", time.Minute, func() bool {
+		now, err := pods.Get(t.Context(), before.Name, metav1.GetOptions{})
+		return err == nil && now.UID != before.UID && len(now.Status.ContainerStatuses) == 1 && now.Status.ContainerStatuses[0].Ready
+	})
+	c.checkPage(t)
+}
+
+// checkPage compares what the log server's page shows with what the workers printed.
+func (c checkout) checkPage(t *testing.T) {
+	t.Helper()
+	page := nestjs.Server{Page: c.forward(t, "statefulset/ottoscaler-logs", "8080")}
+	workers, err := page.Workers(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(workers) != 2 {
+		t.Errorf("workers on the page: got %d, want 2", len(workers))
+	}
+	for _, w := range workers {
+		if w.TaskID != "with-page" || len(w.Logs) != 1 || w.Logs[0].Lines != 100 || !w.Logs[0].Matches || len(w.Ends) != 1 {
+			t.Errorf("a worker on the page: got %+v, want 100 lines that match, and its end", w)
+		}
+	}
+}
+
+// forward has `make kubectl` forward a port of jinwoo's cluster, until the test ends,
+// and returns where it is then.
+func (c checkout) forward(t *testing.T, to, port string) (addr string) {
+	t.Helper()
+	cmd := c.command(t.Context(), "kubectl", "USER="+jinwoo, "ARGS=port-forward "+to+" :"+port)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // make, and what it starts
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Wait() // it was ended by the test's context, before
+	})
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if where, ok := strings.CutPrefix(lines.Text(), "Forwarding from 127.0.0.1:"); ok {
+			local, _, _ := strings.Cut(where, " ")
+			return net.JoinHostPort("127.0.0.1", local)
+		}
+	}
+	t.Fatalf("make kubectl ARGS=\"port-forward %s :%s\" forwards nothing", to, port)
+	return ""
+}
+
+// checkUninstall compares what is in the namespace after `helm uninstall` with what is
+// in a new one.
+func checkUninstall(t *testing.T, c checkout) {
+	e, _ := c.open(t, jinwoo)
+	if err := release.Remove(installation(c, e)); err != nil {
+		t.Fatal(err)
+	}
+	const kinds = "deployments,statefulsets,jobs,pods,services,persistentvolumeclaims,configmaps,secrets,leases,serviceaccounts,roles,rolebindings,poddisruptionbudgets"
+	want := "configmap/kube-root-ca.crt\nsecret/" + environment.RedisSecret + "\nserviceaccount/default"
+	left := func(kinds string) string {
+		return strings.TrimSpace(c.must(t, "kubectl", "USER="+jinwoo, "ARGS=get --output name "+kinds))
+	}
+	var got string
+	eventually(t, "the volume goes with its claim", time.Minute, func() bool { got = left("persistentvolumes"); return got == "" })
+	if got = left(kinds); got != want {
+		t.Errorf("left of the release: got\n%s\nwant\n%s", got, want)
+	}
 }
 
 // mainPod returns the main pod of a developer's installation, of which there is one.

@@ -63,13 +63,12 @@ app.kubernetes.io/component: log-server
 {{- end -}}
 {{- end -}}
 
-{{/* Where the relay sends to: where it is told, else to the log server beside it. */}}
+{{/* Where the relay sends to: to the log server beside it, if there is one, else where it is told. */}}
 {{- define "ottoscaler.logServerAddr" -}}
-{{- $told := get .Values.logRelay.env "LOG_SERVER_ADDR" -}}
-{{- if $told -}}
-{{ $told }}
-{{- else if .Values.logServer.enabled -}}
+{{- if .Values.logServer.enabled -}}
 {{ include "ottoscaler.logServerName" . }}.{{ .Release.Namespace }}.svc:50051
+{{- else -}}
+{{ get .Values.logRelay.env "LOG_SERVER_ADDR" }}
 {{- end -}}
 {{- end -}}
 

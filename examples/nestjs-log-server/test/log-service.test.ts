@@ -174,6 +174,10 @@ test('a second server does not work in the same folder', async () => {
   await assert.rejects(RunningServer.start(folder.path), /another server works in this folder/);
 });
 
+test('a folder where nothing can be written is named', async () => {
+  await assert.rejects(RunningServer.start('/proc/self'), /user \d+ cannot make \/proc\/self\/lock\.db/);
+});
+
 test('SIGTERM ends streams with UNAVAILABLE and the program with status 0, and nothing stored is lost', async () => {
   const own = temporaryFolder();
   const ending = await RunningServer.start(own.path);

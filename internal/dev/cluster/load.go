@@ -49,6 +49,18 @@ func (c *Cluster) Inventory(ctx context.Context) (*Inventory, error) {
 	return inventory, group.Wait()
 }
 
+// Has tells whether every node had an image of that name, with its tag.
+func (inventory *Inventory) Has(name string) bool {
+	return !slices.ContainsFunc(inventory.has, func(images string) bool {
+		for line := range strings.Lines(images) {
+			if fields := strings.Fields(line); len(fields) > 0 && fields[0] == name {
+				return false
+			}
+		}
+		return true
+	})
+}
+
 // kindLoad makes archives known to the nodes of a kind cluster. Layers that a
 // node has are not sent again, so that a change of one program costs one layer,
 // and an image that is there already costs nothing.

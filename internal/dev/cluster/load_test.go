@@ -41,6 +41,15 @@ func TestAnImageIsKnownByItsNameAndItsDigest(t *testing.T) {
 	}
 }
 
+func TestAnImageIsThereIfEveryNodeHasItsName(t *testing.T) {
+	inventory := &Inventory{nodes: []string{"a", "b"}, has: []string{listing, strings.ReplaceAll(listing, "other:dev", "other:prod")}}
+	for name, want := range map[string]bool{"example.test/main:dev": true, "example.test/other:dev": false, "example.test/main:de": false} {
+		if got := inventory.Has(name); got != want {
+			t.Errorf("%s: got %t, want %t", name, got, want)
+		}
+	}
+}
+
 func TestOnlyImagesThatNoNameIsKeptOfAreForgotten(t *testing.T) {
 	const listing = `REF                         TYPE                                       DIGEST      PLATFORMS
 example.test/main:dev       application/vnd.oci.image.manifest.v1+json sha256:3333 linux/amd64

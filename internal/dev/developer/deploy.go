@@ -40,6 +40,14 @@ func (w *Workplace) Deploy(ctx context.Context, e *environment.Environment, how 
 	}
 	c := cluster.Open(w.clusterOptions(e))
 	options := w.release(e)
+	server, err := w.buildLogServer(ctx, options)
+	if err != nil {
+		return err
+	}
+	if server != nil {
+		_, tag, _ := strings.Cut(server.Pinned, ":")
+		options.SetJSON = append(options.SetJSON, fmt.Sprintf("logServer.image.tag=%q", tag))
+	}
 	// What the cluster has is asked while the images are made.
 	var (
 		asking    errgroup.Group
@@ -58,6 +66,11 @@ func (w *Workplace) Deploy(ctx context.Context, e *environment.Environment, how 
 	}); err != nil {
 		return err
 	}
+	if server != nil && !inventory.Has(server.Pinned) {
+		if err := w.steps.do("load the log server", func() (string, error) { return "done", w.loadLogServer(ctx, c, *server) }); err != nil {
+			return err
+		}
+	}
 	if err := w.steps.do("release", func() (string, error) { return roll(ctx, options, current, product) }); err != nil {
 		return err
 	}
@@ -65,7 +78,11 @@ func (w *Workplace) Deploy(ctx context.Context, e *environment.Environment, how 
 	w.steps.say("  make logs USER=%s                              what the main pod says", e.Slug)
 	w.steps.say("  ENV_FILE=%s make test-event ARGS=--wait", filepath.Base(e.File()))
 	w.steps.say("  make status USER=%s                            Redis, cluster, release, workers, backlog", e.Slug)
-	return w.forget(ctx, e, c, product, agent)
+	if server != nil {
+		w.steps.say("  make kubectl USER=%s ARGS=\"port-forward statefulset/%s-logs 8080\"   the workers' logs, at http://localhost:8080", e.Slug, releaseName)
+		built = append(built, *server)
+	}
+	return w.forget(ctx, e, c, built...)
 }
 
 // A Deployment says how to deploy.
@@ -98,6 +115,60 @@ func (w *Workplace) build(ctx context.Context, compiled bool) (built []image.Bui
 		}
 		return built[0].Digest, nil
 	})
+}
+
+// buildLogServer makes the image of the log server that the values want beside the main
+// pod, if they do and it is the one of this tree. The engine builds it, as it takes
+// Node to do so.
+func (w *Workplace) buildLogServer(ctx context.Context, options release.Options) (*image.Built, error) {
+	wanted, err := logServerWanted(options)
+	if err != nil || !wanted {
+		return nil, err
+	}
+	name := image.NestJSLogServer + ":" + imageTag
+	built := &image.Built{Archive: filepath.Join(w.imageDir(), path.Base(image.NestJSLogServer)+".tar"), Repository: image.NestJSLogServer}
+	return built, w.steps.do("log server image", func() (string, error) {
+		script := exec.CommandContext(ctx, filepath.Join(w.Root, "scripts", "image-log-server"), imageTag)
+		script.Stderr = w.steps
+		if err := script.Run(); err != nil {
+			return "", fmt.Errorf("building the image of the log server: %w", err)
+		}
+		built.Digest, err = docker.Run(ctx, "image", "inspect", "--format", "{{.Id}}", name)
+		built.Pinned = image.Pinned(name, built.Digest)
+		return built.Digest, err
+	})
+}
+
+// logServerWanted tells whether the values put the log server of this tree beside the
+// main pod.
+func logServerWanted(options release.Options) (bool, error) {
+	for path, want := range map[string]any{"logServer.enabled": true, "logServer.image.repository": image.NestJSLogServer, "logServer.image.digest": ""} {
+		value, err := release.Value(options, path)
+		if err != nil || value != want {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// loadLogServer takes the image out of the engine into the cluster, under its tag and
+// under a name that means this very one, so that another one is another value.
+func (w *Workplace) loadLogServer(ctx context.Context, c *cluster.Cluster, server image.Built) (err error) {
+	name := server.Repository + ":" + imageTag
+	if err := os.MkdirAll(w.imageDir(), 0o755); err != nil {
+		return fmt.Errorf("making room for the image of the log server: %w", err)
+	}
+	if _, err := docker.Run(ctx, "tag", name, server.Pinned); err != nil {
+		return err
+	}
+	defer func() {
+		_, rerr := docker.Run(context.WithoutCancel(ctx), "image", "rm", server.Pinned) // the name, not the image
+		err = errors.Join(err, rerr, os.Remove(server.Archive))
+	}()
+	if _, err := docker.Run(ctx, "save", "--output", server.Archive, name, server.Pinned); err != nil {
+		return err
+	}
+	return c.Load(ctx, server.Archive)
 }
 
 // roll makes the release run the image. One that is current as for its chart and

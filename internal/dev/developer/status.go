@@ -54,6 +54,12 @@ func (w *Workplace) Status(ctx context.Context, e *environment.Environment) erro
 		return nil
 	})
 	part("log server", func() error {
+		if wanted, err := logServerWanted(w.release(e)); err != nil || wanted {
+			if wanted {
+				row("log server", "beside the main pod (%s-logs-0)", releaseName)
+			}
+			return err
+		}
 		c, err := docker.InspectContainer(ctx, e.LogContainer())
 		if err != nil {
 			return err

@@ -41,6 +41,10 @@ var (
 	LogServer = recipe("logserver", "./test/logserver/cmd/logserver")
 )
 
+// NestJSLogServer is the name of the image that scripts/image-log-server makes in a
+// Docker engine.
+const NestJSLogServer = "ottoscaler.local/nestjs-log-server"
+
 func recipe(title string, packages ...string) Recipe {
 	return Recipe{"ottoscaler.local/" + title, packages, map[string]string{"org.opencontainers.image.title": title}}
 }
@@ -115,7 +119,7 @@ func pack(ctx context.Context, dir, tag string, r Recipe) (b Built, err error) {
 		return Built{}, err
 	}
 	b.Digest, err = Write(ctx, b.Archive, spec)
-	b.Pinned = pinned(spec.Name, b.Digest)
+	b.Pinned = Pinned(spec.Name, b.Digest)
 	return b, err
 }
 

@@ -229,7 +229,7 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 	blobs = append(blobs, blob{blobPath(configName), config}, blob{blobPath(manifestDigest), manifest})
 
 	var names []v1.Descriptor
-	for _, name := range []string{name, pinned(name, manifestDigest.String())} {
+	for _, name := range []string{name, Pinned(name, manifestDigest.String())} {
 		names = append(names, v1.Descriptor{
 			MediaType: types.OCIManifestSchema1,
 			Size:      int64(len(manifest)),
@@ -268,9 +268,9 @@ func writeArchive(ctx context.Context, w io.Writer, name string, img v1.Image) e
 // pinLength is how many hexadecimal digits tell images, or programs, apart.
 const pinLength = 12
 
-// pinned returns the name of one very image: that of its tag, and the beginning of
+// Pinned returns the name of one very image: that of its tag, and the beginning of
 // its digest.
-func pinned(name, digest string) string {
+func Pinned(name, digest string) string {
 	_, hex, _ := strings.Cut(digest, ":")
 	return name + "-" + hex[:min(pinLength, len(hex))]
 }

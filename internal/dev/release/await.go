@@ -3,6 +3,7 @@ package release
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,7 +39,7 @@ func (opts Options) client() (kubernetes.Interface, error) {
 	return client, nil
 }
 
-// await waits until the main pod of the release is ready, as the condition decides
+// await waits until the release is ready, as the condition decides
 // it. What waiting does not cure, such as a configuration that a program refuses,
 // ends it early, with the reason.
 func await(ctx context.Context, opts Options, ready func(context.Context, watcher) bool) error {
@@ -58,28 +59,35 @@ func await(ctx context.Context, opts Options, ready func(context.Context, watche
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for release %s: the main pod is not ready after %s (%w)%s", opts.Name, opts.Timeout, ctx.Err(), w.story())
+			return fmt.Errorf("waiting for release %s: it is not ready after %s (%w)%s", opts.Name, opts.Timeout, ctx.Err(), w.story())
 		case <-time.After(pollEvery):
 		}
 	}
 }
 
-// A watcher looks at the main pod again and again.
+// A watcher looks at the pods of a release again and again.
 type watcher struct {
 	client kubernetes.Interface
 	opts   Options
 	since  map[string]time.Time // when a container was first seen in a hopeless state
 }
 
-// rolledOut tells whether the release's Deployment is rolled out, as `kubectl
-// rollout status` decides it.
+// rolledOut tells whether the release's Deployment is rolled out, and the StatefulSet
+// of a log server beside it, as `kubectl rollout status` decides it.
 func rolledOut(ctx context.Context, w watcher) bool {
 	d := w.deployment(ctx)
 	if d == nil {
 		return false
 	}
 	want, s := *d.Spec.Replicas, d.Status
-	return s.ObservedGeneration >= d.Generation && s.UpdatedReplicas == want && s.Replicas == want && s.AvailableReplicas == want
+	if s.ObservedGeneration < d.Generation || s.UpdatedReplicas != want || s.Replicas != want || s.AvailableReplicas != want {
+		return false
+	}
+	sets, err := w.statefulSets(ctx)
+	return err == nil && !slices.ContainsFunc(sets, func(set appsv1.StatefulSet) bool {
+		want, s := *set.Spec.Replicas, set.Status
+		return s.ObservedGeneration < set.Generation || s.UpdateRevision != s.CurrentRevision || s.UpdatedReplicas != want || s.AvailableReplicas != want
+	})
 }
 
 // deployment returns the release's Deployment, or nil: an API server that does not
@@ -97,6 +105,15 @@ func (w watcher) deployment(ctx context.Context) *appsv1.Deployment {
 	return nil
 }
 
+// statefulSets returns the release's, of which there is at most that of a log server.
+func (w watcher) statefulSets(ctx context.Context) ([]appsv1.StatefulSet, error) {
+	list, err := w.client.AppsV1().StatefulSets(w.opts.Namespace).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(list.Items, func(s appsv1.StatefulSet) bool { return s.Annotations["meta.helm.sh/release-name"] != w.opts.Name }), nil
+}
+
 // pods returns the main pods of the release.
 func (w watcher) pods(ctx context.Context) ([]corev1.Pod, error) {
 	d := w.deployment(ctx)
@@ -110,9 +127,29 @@ func (w watcher) pods(ctx context.Context) ([]corev1.Pod, error) {
 	return list.Items, nil
 }
 
-// hopeless returns why the newest main pod will never be ready.
-func (w watcher) hopeless(ctx context.Context) error {
+// allPods returns the main pods of the release, and those of a log server.
+func (w watcher) allPods(ctx context.Context) ([]corev1.Pod, error) {
 	pods, err := w.pods(ctx)
+	if err != nil {
+		return nil, err
+	}
+	sets, err := w.statefulSets(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range sets {
+		list, err := w.client.CoreV1().Pods(w.opts.Namespace).List(ctx, metav1.ListOptions{LabelSelector: metav1.FormatLabelSelector(s.Spec.Selector)})
+		if err != nil {
+			return nil, err
+		}
+		pods = append(pods, list.Items...)
+	}
+	return pods, nil
+}
+
+// hopeless returns why a pod of the release will never be ready.
+func (w watcher) hopeless(ctx context.Context) error {
+	pods, err := w.allPods(ctx)
 	if err != nil {
 		return nil //nolint:nilerr // the time-out ends this
 	}
@@ -166,7 +203,7 @@ func (w watcher) lastWords(ctx context.Context, pod string, c corev1.ContainerSt
 func (w watcher) story() string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	pods, err := w.pods(ctx)
+	pods, err := w.allPods(ctx)
 	if err != nil {
 		return ": " + err.Error()
 	}

@@ -17,6 +17,7 @@ import (
 	"helm.sh/helm/v3/pkg/action"
 	"helm.sh/helm/v3/pkg/chart"
 	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
 	"helm.sh/helm/v3/pkg/cli"
 	"helm.sh/helm/v3/pkg/cli/values"
 	"helm.sh/helm/v3/pkg/getter"
@@ -79,6 +80,24 @@ func (opts Options) inputs(settings *cli.EnvSettings) (_ *chart.Chart, vals map[
 	}
 	vals["podAnnotations"] = annotations
 	return loaded, vals, fmt.Sprintf("%x", digest.Sum(nil))[:40], nil
+}
+
+// Value returns one of the values that the release would be made of, the chart's own
+// or what the options say otherwise, by its path such as "image.tag".
+func Value(opts Options, path string) (any, error) {
+	loaded, vals, _, err := opts.inputs(cli.New())
+	if err != nil {
+		return nil, err
+	}
+	merged, err := chartutil.CoalesceValues(loaded, vals)
+	if err != nil {
+		return nil, fmt.Errorf("reading values: %w", err)
+	}
+	value, err := merged.PathValue(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading values: %w", err)
+	}
+	return value, nil
 }
 
 // Apply installs the release, or upgrades the one that is there, and waits until

@@ -122,7 +122,12 @@ export function openForReading(file: string): Database.Database {
  * The lock is SQLite's own, which a killed process leaves open.
  */
 export function lockFolder(file: string): Database.Database {
-  const db = new Database(file);
+  let db;
+  try {
+    db = new Database(file);
+  } catch (error) {
+    throw new Error(`user ${process.getuid?.()} cannot make ${file}: may they write there? ${String(error)}`);
+  }
   try {
     db.exec('BEGIN EXCLUSIVE');
   } catch (error) {
