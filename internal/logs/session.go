@@ -161,7 +161,7 @@ func (f *follower) sendBatches(ctx context.Context, stream logsv1.LogService_Str
 				return fmt.Errorf("sending lines: %w", err)
 			}
 			f.metrics.sentLines.Add(float64(len(b.lengths)))
-			f.metrics.sentBytes.Add(float64(len(b.data)))
+			f.metrics.sentBytes.Add(float64(b.textBytes()))
 			if b.first() > reached {
 				reached = b.end.Sequence
 				f.metrics.lag.Observe(time.Since(time.Unix(0, b.base)).Seconds())

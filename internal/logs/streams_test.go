@@ -215,10 +215,10 @@ func TestLabelsSurviveTheSpoolAndASplit(t *testing.T) {
 	want := []logsv1.Stream{unknown, onStdout, onStderr, onStdout, unknown}
 	for i, label := range want {
 		text := []byte(strings.Repeat("x", 1000) + "\n")
-		at.advance(1, text, uint32(i+1))
+		at.advance(1, uint32(i+1))
 		b.add(1, text, label, at)
 	}
-	b.sealed = true
+	b.seal()
 	record, err := b.encode()
 	if err != nil {
 		t.Fatal(err)

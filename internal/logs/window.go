@@ -68,7 +68,7 @@ type window struct {
 	fresh   []*batch // what was read last, behind the backlog; only the last may be unsealed
 	bytes   int      // of the sealed ones of both
 	acked   Cursor
-	tail    Cursor                    // numbered as if nothing had ever been dropped
+	tail    Cursor                    // numbered as if nothing had ever been dropped; see batch.end
 	seconds seconds                   // of the lines up to tail
 	hint    struct{ data, lines int } // what the last sealed batch held
 	flush   *time.Timer               // set while something in memory is to be kept on disk, too
@@ -211,7 +211,7 @@ func (w *window) add(ctx context.Context, generation int, pause *pause, stamp in
 
 // append appends a line to a batch.
 func (w *window) append(b *batch, stamp int64, text []byte, stream logsv1.Stream) {
-	w.tail.advance(stamp, text, w.seconds.count(stamp))
+	w.tail.advance(stamp, w.seconds.count(stamp))
 	b.add(stamp, text, stream, w.tail)
 }
 
@@ -329,7 +329,8 @@ func (w *window) begin(stamp int64) *batch {
 
 func (w *window) seal() {
 	b := w.fresh[len(w.fresh)-1]
-	b.sealed = true
+	b.seal()
+	w.tail = b.end
 	w.hint.data, w.hint.lines = len(b.data), len(b.lengths)
 	w.bytes += b.size()
 }
@@ -521,7 +522,7 @@ func (w *window) left() (lines, bytes uint64, all bool) {
 	count := func(b *batch) {
 		if b.gap == nil {
 			lines += uint64(len(b.lengths))
-			bytes += uint64(len(b.data))
+			bytes += uint64(b.textBytes()) //nolint:gosec // each line has a line feed
 		}
 	}
 	for _, b := range slices.Concat(w.batches, w.fresh) {

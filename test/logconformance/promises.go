@@ -521,6 +521,7 @@ func brokenRelay(t *testing.T, s *suite) {
 		breaks func(*logsv1.Batch)
 	}{
 		{"lengths beyond the data", func(b *logsv1.Batch) { b.Lengths[0] = 1 << 30 }},
+		{"a line that no line feed ends", func(b *logsv1.Batch) { b.Data[len("one")] = '!' }},
 		{"fewer lengths than data", func(b *logsv1.Batch) { b.Lengths[0] = 1 }},
 		{"a time too few", func(b *logsv1.Batch) { b.TimeDeltas = b.TimeDeltas[:1] }},
 		{"an end elsewhere", func(b *logsv1.Batch) { b.End.Sequence += 5 }},

@@ -10,13 +10,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -159,8 +159,6 @@ type mark struct {
 func (l *stored) mark() mark {
 	return mark{l.Position, len(l.Lines), len(l.Gaps), l.LineCount, l.ByteCount, l.GapCount, l.Checksum}
 }
-
-var ecma = crc64.MakeTable(crc64.ECMA)
 
 // checksumBytes returns a checksum as the protocol has it.
 func checksumBytes(sum uint64) []byte { return binary.BigEndian.AppendUint64(nil, sum) }
@@ -520,22 +518,19 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 		return ack, nil
 	}
 	before := *l
-	text := make([]byte, 0, len(b.GetData())+len(b.GetLengths()))
-	data := b.GetData()
-	for i, length := range b.GetLengths() {
-		line := data[:length]
-		data = data[length:]
-		if uint64(i) < known { //nolint:gosec // an index
-			continue
-		}
-		text = append(append(text, line...), '\n')
-		l.ByteCount += uint64(length)
-		l.LineCount++
-		if !s.Discard {
-			l.Lines = append(l.Lines, string(line))
+	text, fresh := b.GetData(), b.GetLengths()[known:]
+	for _, length := range b.GetLengths()[:known] {
+		text = text[length+1:]
+	}
+	l.LineCount += uint64(len(fresh))
+	l.ByteCount += uint64(len(text) - len(fresh)) //nolint:gosec // each line has a line feed
+	l.Checksum = crc64nvme.Update(l.Checksum, text)
+	if rest := text; !s.Discard {
+		for _, length := range fresh {
+			l.Lines = append(l.Lines, string(rest[:length]))
+			rest = rest[length+1:]
 		}
 	}
-	l.Checksum = crc64.Update(l.Checksum, ecma, text)
 	l.Position = b.GetEnd()
 	if b.GetGap() != nil {
 		l.GapCount++
@@ -566,8 +561,10 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 // check tells what is wrong with a batch by itself.
 func (s *Server) check(b *logsv1.Batch) error {
 	var sum uint64
+	unended := false
 	for _, length := range b.GetLengths() {
-		sum += uint64(length)
+		sum += uint64(length) + 1
+		unended = unended || sum > uint64(len(b.GetData())) || b.GetData()[sum-1] != '\n'
 	}
 	lines := uint64(len(b.GetLengths()))
 	switch {
@@ -575,11 +572,13 @@ func (s *Server) check(b *logsv1.Batch) error {
 		return s.problem(codes.InvalidArgument, "a batch is empty")
 	case sum != uint64(len(b.GetData())):
 		return s.problem(codes.InvalidArgument, "a batch holds %d bytes, and lines of %d bytes", len(b.GetData()), sum)
+	case unended:
+		return s.problem(codes.InvalidArgument, "a batch has lines that no line feed ends")
 	case len(b.GetTimeDeltas()) != len(b.GetLengths()) || b.GetTimeDeltas()[0] != 0:
 		return s.problem(codes.InvalidArgument, "a batch of %d lines has %d time deltas", lines, len(b.GetTimeDeltas()))
 	case b.GetEnd().GetSequence() != b.GetFirstSequence()+lines-1:
 		return s.problem(codes.InvalidArgument, "a batch of %d lines goes from %d to %d", lines, b.GetFirstSequence(), b.GetEnd().GetSequence())
-	case b.GetGap() != nil && (lines != 1 || sum != 0):
+	case b.GetGap() != nil && (lines != 1 || sum != 1):
 		return s.problem(codes.InvalidArgument, "a gap comes with %d lines of %d bytes", lines, sum)
 	}
 	return nil

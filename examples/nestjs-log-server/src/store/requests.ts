@@ -37,7 +37,7 @@ export interface BlockRecord {
   count: number;
   seconds: number;
   nanos: number;
-  /** lengths and deltas of 32 bits each, a byte of streams if there are any, then the lines. */
+  /** lengths and deltas of 32 bits each, a byte of streams if there are any, then the lines, each with its line feed. */
   columns: ArrayBuffer;
   hasStreams: boolean;
   gap: GapRecord | null;

@@ -279,18 +279,8 @@ export function columns(block: BlockRecord, held: number) {
   let skipped = 0;
   let nanos = block.nanos;
   for (let i = 0; i < held; i++) {
-    skipped += lengths[i]!;
+    skipped += lengths[i]! + 1;
     nanos += deltas[i + 1]!; // held is less than count, so there is one more
-  }
-  const data = Buffer.allocUnsafe(text.length - skipped + count);
-  let from = skipped;
-  let to = 0;
-  for (let i = held; i < block.count; i++) {
-    const length = lengths[i]!;
-    data.set(text.subarray(from, from + length), to);
-    from += length;
-    to += length;
-    data[to++] = 0x0a;
   }
   // A copy: a group that fails is tried again with the same blocks.
   const after = deltas.slice(held);
@@ -303,7 +293,7 @@ export function columns(block: BlockRecord, held: number) {
     lengths: asBuffer(lengths.subarray(held)),
     deltas: asBuffer(after),
     streams: streams && asBuffer(streams.subarray(held)),
-    data,
+    data: asBuffer(text.subarray(skipped)),
   };
 }
 

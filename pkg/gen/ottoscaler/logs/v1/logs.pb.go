@@ -420,10 +420,9 @@ type Position struct {
 	LinesInSecond uint32 `protobuf:"varint,3,opt,name=lines_in_second,json=linesInSecond,proto3" json:"lines_in_second,omitempty"`
 	// bytes is the total length of the lines up to here, line ends not counted.
 	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// checksum is the CRC-64 (CRC-64/XZ: ECMA-182's polynomial, reflected, as
-	// Go's hash/crc64 computes it with its ECMA table) of all lines up to here, each
-	// followed by one line feed: 8 bytes, the most significant first. It is not a
-	// number, because some languages' numbers would not hold it. Empty is zero.
+	// checksum is the CRC-64/NVME of all lines up to here, each followed by one line
+	// feed, which is the data of all batches: 8 bytes, the most significant first. It is
+	// not a number, because some languages' numbers would not hold it. Empty is zero.
 	Checksum []byte `protobuf:"bytes,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	// gap_count is how many of the entries up to here are gaps.
 	GapCount      uint64 `protobuf:"varint,7,opt,name=gap_count,json=gapCount,proto3" json:"gap_count,omitempty"`
@@ -615,10 +614,11 @@ type Batch struct {
 	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	// base_time is when the first line was written, as the container runtime stamped it.
 	BaseTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=base_time,json=baseTime,proto3" json:"base_time,omitempty"`
-	// data is all lines, one after the other, without separators or line ends, byte
-	// for byte as the worker wrote them. They need not be UTF-8.
+	// data is all lines, one after the other, each followed by one line feed, byte for
+	// byte as the worker wrote them. They need not be UTF-8.
 	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	// lengths cut data into lines: one length in bytes for each line.
+	// lengths cut data into lines: one length in bytes for each line, its line feed not
+	// counted.
 	Lengths []uint32 `protobuf:"varint,4,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
 	// time_deltas are the nanoseconds from the line before, one for each line; the
 	// first is 0. The relay begins a new batch when a line is older than the one
@@ -630,8 +630,8 @@ type Batch struct {
 	End *Position `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`
 	// gap says that lines are missing. A batch with a gap has exactly one entry: an
 	// empty line whose sequence number is the gap's place in the log, so that a gap is
-	// stored once and in its place, as lines are. It counts as a line, of no bytes, in
-	// every position, count and checksum.
+	// stored once and in its place, as lines are. Its data is one line feed. It counts as
+	// a line, of no bytes, in every position, count and checksum.
 	Gap           *Gap `protobuf:"bytes,8,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
