@@ -152,6 +152,9 @@ func BenchmarkRawStream(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	if w.open() != nil {
+		w.seal()
+	}
 	for _, batch := range w.fresh {
 		batches = append(batches, batch.message())
 	}

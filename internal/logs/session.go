@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
@@ -69,7 +71,7 @@ func (f *follower) send(ctx context.Context) error {
 func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stream, err := f.client.StreamLogs(ctx)
+	stream, err := f.client.StreamLogs(ctx, grpc.ForceCodecV2(newCodec()))
 	if err != nil {
 		return fmt.Errorf("opening a stream: %w", err)
 	}
