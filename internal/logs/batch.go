@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
@@ -37,8 +38,9 @@ type batch struct {
 	record uint64
 	gap    *logsv1.Gap
 
-	data    []byte   // the lines, each ended by a line feed
-	lengths []uint32 // without the line feeds
+	data    []byte     // the lines, each ended by a line feed
+	text    mem.Buffer // data, once sealed; its memory is used again when nobody refers to it
+	lengths []uint32   // without the line feeds
 	deltas  []uint32
 	streams []logsv1.Stream // empty while none is known
 }
@@ -48,7 +50,7 @@ func (b *batch) first() uint64 { return b.start.Sequence + 1 }
 
 // newGap makes the batch that stands for missing lines, which are behind a cursor.
 func newGap(from Cursor, gap *logsv1.Gap) *batch {
-	b := &batch{start: from, end: from, born: time.Now(), sealed: true, gap: gap, data: lineFeed, lengths: []uint32{0}, deltas: []uint32{0}}
+	b := &batch{start: from, end: from, born: time.Now(), sealed: true, gap: gap, data: lineFeed, text: mem.SliceBuffer(lineFeed), lengths: []uint32{0}, deltas: []uint32{0}}
 	b.end.skip()
 	if b.base = from.Time; from.Sequence == 0 && gap.GetToTime() != nil {
 		b.base = nanos(gap.GetToTime())
@@ -109,7 +111,8 @@ func (b *batch) split(limits windowLimits) []*batch {
 		}
 		part.add(stamp, text, stream, at)
 	}
-	part.sealed, part.record, part.end = true, b.record, b.end
+	part.seal()
+	part.record, part.end = b.record, b.end // the end knows more about the second
 	return parts
 }
 
@@ -155,14 +158,15 @@ func (b *batch) add(stamp int64, text []byte, stream logsv1.Stream, end Cursor) 
 func (b *batch) seal() {
 	b.sealed = true
 	b.end.sum(b.data, len(b.lengths))
+	b.text = mem.NewBuffer(&b.data, &texts)
 }
 
 // textBytes is the length of the lines without the line feeds.
 func (b *batch) textBytes() int { return len(b.data) - len(b.lengths) }
 
 // message returns the batch as it is sent.
-func (b *batch) message() *logsv1.StreamLogsRequest {
-	return &logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: b.proto()}}
+func (b *batch) message() message {
+	return message{&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: b.proto()}}, b.text}
 }
 
 func (b *batch) proto() *logsv1.Batch {
@@ -215,6 +219,7 @@ func decode(record []byte) (*batch, error) {
 		sealed: true, gap: message.GetGap(),
 		data: message.GetData(), lengths: message.GetLengths(), deltas: message.GetTimeDeltas(), streams: message.GetStreams(),
 	}
+	b.text = mem.SliceBuffer(b.data)
 	b.latest = b.base
 	for _, delta := range b.deltas {
 		b.latest += int64(delta)

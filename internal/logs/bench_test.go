@@ -156,7 +156,7 @@ func BenchmarkRawStream(b *testing.B) {
 		w.seal()
 	}
 	for _, batch := range w.fresh {
-		batches = append(batches, batch.message())
+		batches = append(batches, batch.message().StreamLogsRequest)
 	}
 	measure(b, func() error {
 		stream, err := logsv1.NewLogServiceClient(server.conn).StreamLogs(b.Context())

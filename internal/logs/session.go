@@ -159,7 +159,9 @@ func (f *follower) sendBatches(ctx context.Context, stream logsv1.LogService_Str
 		case stepComplete:
 			return f.complete(ctx, stream, answers)
 		case stepSend:
-			if err := stream.Send(b.message()); err != nil {
+			err := stream.SendMsg(b.message())
+			b.text.Free()
+			if err != nil {
 				return fmt.Errorf("sending lines: %w", err)
 			}
 			f.metrics.sentLines.Add(float64(len(b.lengths)))

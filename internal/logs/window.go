@@ -317,7 +317,7 @@ func (w *window) begin(stamp int64) *batch {
 	b := &batch{start: w.tail, base: stamp, latest: stamp, born: time.Now()}
 	if w.hint.lines > 0 && !w.budget.exceeded() {
 		// Logs are steady: the next batch will be about as big as the last one.
-		b.data = make([]byte, 0, w.hint.data+w.hint.data/8)
+		b.data = texts.text(w.hint.data + w.hint.data/8)
 		b.lengths = make([]uint32, 0, w.hint.lines)
 		b.deltas = make([]uint32, 0, w.hint.lines)
 	}
@@ -373,7 +373,7 @@ const (
 )
 
 // next blocks until there is something to do for the sender, whose stream is to be
-// ended at a time.
+// ended at a time. A batch's text is to be freed once it was sent.
 func (w *window) next(ctx context.Context, until time.Time) (step, *batch, error) {
 	var timer *time.Timer
 	for {
@@ -434,6 +434,7 @@ func (w *window) try(now, until time.Time) (step, *batch, time.Duration) {
 	}
 	w.sent++
 	w.reached = max(w.reached, w.sent)
+	b.text.Ref() // it may be acknowledged while it is sent, if it was sent before
 	return stepSend, b, 0
 }
 
@@ -693,6 +694,7 @@ func (w *window) forget(n int) {
 		w.acked = b.end
 		w.bytes -= b.size()
 		w.budget.used.Add(-int64(b.charged))
+		b.text.Free()
 		done = max(done, b.record)
 	}
 	w.backlog.trim(done)

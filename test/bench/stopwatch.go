@@ -53,7 +53,7 @@ type stampedLine struct {
 
 // SendMsg implements [grpc.ClientStream].
 func (s *stopwatchStream) SendMsg(message any) error {
-	if request, ok := message.(*logsv1.StreamLogsRequest); ok && request.GetBatch() != nil {
+	if request, ok := message.(interface{ GetBatch() *logsv1.Batch }); ok && request.GetBatch() != nil {
 		b := request.GetBatch()
 		stamp := b.GetBaseTime().AsTime()
 		s.mu.Lock()
