@@ -71,11 +71,18 @@ func (f *follower) send(ctx context.Context) error {
 func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	stream, err := f.client.StreamLogs(ctx, grpc.ForceCodecV2(newCodec()))
-	if err != nil {
-		return fmt.Errorf("opening a stream: %w", err)
-	}
-	completed, err := f.openStream(stream, cancel)
+	var (
+		stream    logsv1.LogService_StreamLogsClient
+		completed bool
+		err       error
+	)
+	aside(func() {
+		if stream, err = f.client.StreamLogs(ctx, grpc.ForceCodecV2(newCodec())); err != nil {
+			err = fmt.Errorf("opening a stream: %w", err)
+			return
+		}
+		completed, err = f.openStream(stream, cancel)
+	})
 	if err != nil || completed {
 		return err
 	}
@@ -106,6 +113,14 @@ func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error 
 		}
 	}
 	return err
+}
+
+// aside makes a call, and has it leave nothing on the caller's stack. A stack that has
+// grown for one deep call stays large, and thousands of followers wait on theirs.
+func aside(call func()) {
+	var done sync.WaitGroup
+	done.Go(call)
+	done.Wait()
 }
 
 // openStream agrees with the server on where to go on. It reports whether the log is
