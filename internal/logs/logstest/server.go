@@ -359,9 +359,13 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 	}
 	s.mu.Lock()
 	worker := s.workers[req.GetWorkerUid()]
+	given := map[Key]bool{}
+	for _, l := range req.GetIncomplete() {
+		given[Key{WorkerUID: req.GetWorkerUid(), Container: l.GetContainer(), RestartCount: l.GetRestartCount()}] = true
+	}
 	var open []Key
 	for key, l := range s.logs {
-		if key.WorkerUID == req.GetWorkerUid() && !l.Complete {
+		if key.WorkerUID == req.GetWorkerUid() && !l.Complete && !given[key] {
 			open = append(open, key)
 		}
 	}
@@ -375,6 +379,11 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if worker.End == nil {
+		for key := range given {
+			if err := s.giveUp(worker, key); err != nil {
+				return nil, err
+			}
+		}
 		if s.Sink != nil {
 			if err := s.Sink.Finish(worker.Registration, req); err != nil {
 				return nil, status.Error(codes.Unavailable, err.Error())
@@ -384,6 +393,27 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 		s.notify()
 	}
 	return &logsv1.FinishWorkerResponse{}, nil
+}
+
+// giveUp marks a log that the relay has given up. The lock is held.
+func (s *Server) giveUp(worker *Worker, key Key) error {
+	l := s.logs[key]
+	if l == nil {
+		l = &stored{Log: Log{Key: key}}
+		s.logs[key] = l
+	}
+	if l.Complete {
+		return nil // all of it came after all, and only the answer was lost
+	}
+	l.owner++ // whoever streams it is too late
+	l.Complete, l.Matches = true, false
+	if s.Sink != nil {
+		if err := s.Sink.Complete(worker.Registration, l.Log); err != nil {
+			l.Complete = false
+			return status.Error(codes.Unavailable, err.Error())
+		}
+	}
+	return nil
 }
 
 // StreamLogs implements the protocol.
