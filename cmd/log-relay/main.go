@@ -120,6 +120,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	group.Go(func() error { return pods.Run(support) })
 	group.Go(func() error { return secrets.Run(support) })
 	group.Go(func() error { return server.Run(support) })
+	group.Go(func() error { return giveBack(support) })
 	group.Go(func() error {
 		defer release()
 		relaying, stop := context.WithCancel(ctx)

@@ -137,7 +137,7 @@ func (b *backlog) fold(records [][]byte) []byte {
 			gap.ByteCount += part.gap.GetByteCount()
 		} else {
 			fresh.lines += uint64(len(part.lengths))
-			fresh.bytes += uint64(len(part.data))
+			fresh.bytes += uint64(part.textBytes()) //nolint:gosec // each line has a line feed
 		}
 		last = part.end
 	}

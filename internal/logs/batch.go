@@ -4,10 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"math"
 	"time"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
@@ -25,7 +25,7 @@ const (
 // it never changes but for its numbers, until it is sent.
 type batch struct {
 	start  Cursor // before the first line
-	end    Cursor // behind the last line
+	end    Cursor // behind the last line; what it sums up is that of start until the batch is sealed
 	base   int64  // stamp of the first line
 	latest int64  // stamp of the last line
 	born   time.Time
@@ -38,8 +38,9 @@ type batch struct {
 	record uint64
 	gap    *logsv1.Gap
 
-	data    []byte
-	lengths []uint32
+	data    []byte     // the lines, each ended by a line feed
+	text    mem.Buffer // data, once sealed; its memory is used again when nobody refers to it
+	lengths []uint32   // without the line feeds
 	deltas  []uint32
 	streams []logsv1.Stream // empty while none is known
 }
@@ -49,7 +50,7 @@ func (b *batch) first() uint64 { return b.start.Sequence + 1 }
 
 // newGap makes the batch that stands for missing lines, which are behind a cursor.
 func newGap(from Cursor, gap *logsv1.Gap) *batch {
-	b := &batch{start: from, end: from, born: time.Now(), sealed: true, gap: gap, lengths: []uint32{0}, deltas: []uint32{0}}
+	b := &batch{start: from, end: from, born: time.Now(), sealed: true, gap: gap, data: lineFeed, text: mem.SliceBuffer(lineFeed), lengths: []uint32{0}, deltas: []uint32{0}}
 	b.end.skip()
 	if b.base = from.Time; from.Sequence == 0 && gap.GetToTime() != nil {
 		b.base = nanos(gap.GetToTime())
@@ -70,13 +71,7 @@ func (b *batch) renumber(from Cursor) {
 		end.skip()
 	} else {
 		end.Sequence += uint64(len(b.lengths))
-		end.Bytes += uint64(len(b.data))
-		data := b.data
-		for _, length := range b.lengths {
-			end.Checksum = crc64.Update(end.Checksum, ecma, data[:length])
-			end.Checksum = crc64.Update(end.Checksum, ecma, lineFeed)
-			data = data[length:]
-		}
+		end.sum(b.data, len(b.lengths))
 	}
 	end.Time, end.LinesInSecond = b.end.Time, b.end.LinesInSecond
 	b.end = end
@@ -92,31 +87,32 @@ func (b *batch) split(limits windowLimits) []*batch {
 		part  *batch
 		at    = b.start
 		stamp = b.base
-		text  []byte
 		data  = b.data
 		// Exact but for stamps that step back to before the batch.
 		inSecond = seconds{second: b.start.Second(), lines: b.start.LinesInSecond}
 	)
 	for i, length := range b.lengths {
 		stamp += int64(b.deltas[i])
-		text = append(append(text[:0], data[:length]...), '\n')
-		data = data[length:]
+		text := data[:length+1]
+		data = data[length+1:]
 		if part != nil && !part.fits(stamp, text, limits) {
-			part.sealed = true
+			part.seal()
+			at = part.end
 			part = nil
 		}
 		if part == nil {
 			part = &batch{start: at, base: stamp, latest: stamp, born: b.born, kept: b.kept}
 			parts = append(parts, part)
 		}
-		at.advance(stamp, text, inSecond.count(stamp))
+		at.advance(stamp, inSecond.count(stamp))
 		var stream logsv1.Stream
 		if len(b.streams) > 0 {
 			stream = b.streams[i]
 		}
 		part.add(stamp, text, stream, at)
 	}
-	part.sealed, part.record, part.end = true, b.record, b.end
+	part.seal()
+	part.record, part.end = b.record, b.end // the end knows more about the second
 	return parts
 }
 
@@ -145,7 +141,7 @@ func (b *batch) fits(stamp int64, text []byte, limits windowLimits) bool {
 
 // add appends a line, which ends with a line feed.
 func (b *batch) add(stamp int64, text []byte, stream logsv1.Stream, end Cursor) {
-	b.data = append(b.data, text[:len(text)-1]...)
+	b.data = append(b.data, text...)
 	b.lengths = append(b.lengths, uint32(len(text)-1))  //nolint:gosec // bounded by maxLine
 	b.deltas = append(b.deltas, uint32(stamp-b.latest)) //nolint:gosec // bounded by fits
 	if stream != logsv1.Stream_STREAM_UNSPECIFIED || len(b.streams) > 0 {
@@ -158,9 +154,19 @@ func (b *batch) add(stamp int64, text []byte, stream logsv1.Stream, end Cursor) 
 	b.end = end
 }
 
+// seal says that no line will be added.
+func (b *batch) seal() {
+	b.sealed = true
+	b.end.sum(b.data, len(b.lengths))
+	b.text = mem.NewBuffer(&b.data, &texts)
+}
+
+// textBytes is the length of the lines without the line feeds.
+func (b *batch) textBytes() int { return len(b.data) - len(b.lengths) }
+
 // message returns the batch as it is sent.
-func (b *batch) message() *logsv1.StreamLogsRequest {
-	return &logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: b.proto()}}
+func (b *batch) message() message {
+	return message{&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: b.proto()}}, b.text}
 }
 
 func (b *batch) proto() *logsv1.Batch {
@@ -213,6 +219,7 @@ func decode(record []byte) (*batch, error) {
 		sealed: true, gap: message.GetGap(),
 		data: message.GetData(), lengths: message.GetLengths(), deltas: message.GetTimeDeltas(), streams: message.GetStreams(),
 	}
+	b.text = mem.SliceBuffer(b.data)
 	b.latest = b.base
 	for _, delta := range b.deltas {
 		b.latest += int64(delta)

@@ -152,8 +152,11 @@ func BenchmarkRawStream(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	if w.open() != nil {
+		w.seal()
+	}
 	for _, batch := range w.fresh {
-		batches = append(batches, batch.message())
+		batches = append(batches, batch.message().StreamLogsRequest)
 	}
 	measure(b, func() error {
 		stream, err := logsv1.NewLogServiceClient(server.conn).StreamLogs(b.Context())

@@ -5,13 +5,14 @@ import (
 	"io"
 	"net/http"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/watch"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 
@@ -19,13 +20,18 @@ import (
 )
 
 // A Cluster is the namespace that the workers of one installation live in.
+//
+// It speaks to the API server without client-go's typed clients: these link every kind
+// that Kubernetes has, which is 10 MiB of this program's memory, and it reads two.
 type Cluster struct {
-	pods     typedcorev1.PodInterface
-	secrets  typedcorev1.SecretInterface
-	instance string
+	api        *rest.RESTClient
+	parameters runtime.ParameterCodec
+	namespace  string
+	instance   string
 
 	probe          sync.Mutex // guards the rest
-	probed, splits bool       // see Splits
+	asked          time.Time
+	probed, splits bool // see Splits
 }
 
 // streamBuffer is how much of a log the connection to the API server may hold
@@ -50,30 +56,65 @@ func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, erro
 		}
 		return transport
 	})
-	client, err := typedcorev1.NewForConfig(config)
+	kinds := runtime.NewScheme()
+	if err := corev1.AddToScheme(kinds); err != nil {
+		return nil, err
+	}
+	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(kinds).WithoutConversion()
+	config.ContentType = runtime.ContentTypeProtobuf
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	config.UserAgent = rest.DefaultKubernetesUserAgent()
+	api, err := rest.RESTClientFor(config)
 	if err != nil {
 		return nil, err
 	}
-	return &Cluster{pods: client.Pods(namespace), secrets: client.Secrets(namespace), instance: instance}, nil
+	return &Cluster{api: api, parameters: runtime.NewParameterCodec(kinds), namespace: namespace, instance: instance}, nil
+}
+
+// pod begins a request about a pod.
+func (c *Cluster) pod(name string) *rest.Request {
+	return c.api.Get().Namespace(c.namespace).Resource("pods").Name(name)
+}
+
+// log begins a request for a pod's log.
+func (c *Cluster) log(name string, options *corev1.PodLogOptions) *rest.Request {
+	return c.pod(name).SubResource("log").VersionedParams(options, c.parameters)
+}
+
+// listWatch lists and watches a resource, as narrow narrows it. It calls report with
+// the result of every call.
+func (c *Cluster) listWatch(resource string, newList func() runtime.Object, narrow func(*metav1.ListOptions), report func(error)) cache.ListerWatcher {
+	ask := func(options metav1.ListOptions) *rest.Request {
+		narrow(&options)
+		request := c.api.Get().Namespace(c.namespace).Resource(resource).VersionedParams(&options, c.parameters)
+		if options.TimeoutSeconds != nil {
+			request.Timeout(time.Duration(*options.TimeoutSeconds) * time.Second)
+		}
+		return request
+	}
+	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
+			list := newList()
+			err := ask(options).Do(ctx).Into(list)
+			report(err)
+			return list, err
+		},
+		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
+			options.Watch = true
+			events, err := ask(options).Watch(ctx)
+			report(err)
+			return events, err
+		},
+	}, c.api)
 }
 
 // Workers lists and watches the installation's worker pods. It calls report with
 // the result of every call.
 func (c *Cluster) Workers(report func(error)) cache.ListerWatcher {
-	return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-			options.LabelSelector = pod.Selector(c.instance)
-			list, err := c.pods.List(ctx, options)
-			report(err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-			options.LabelSelector = pod.Selector(c.instance)
-			events, err := c.pods.Watch(ctx, options)
-			report(err)
-			return events, err
-		},
-	}, c.pods)
+	return c.listWatch("pods", func() runtime.Object { return &corev1.PodList{} }, func(options *metav1.ListOptions) {
+		options.LabelSelector = pod.Selector(c.instance)
+	}, report)
 }
 
 // Open opens a log; it is an [OpenFunc].
@@ -91,14 +132,19 @@ func (c *Cluster) Open(ctx context.Context, read Read) (io.ReadCloser, error) {
 		since := metav1.NewTime(read.Since)
 		options.SinceTime = &since
 	}
-	return c.pods.GetLogs(read.Pod, options).Stream(ctx)
+	var (
+		body io.ReadCloser
+		err  error
+	)
+	aside(func() { body, err = c.log(read.Pod, options).Stream(ctx) })
+	return body, err
 }
 
 // Exists reports whether a pod exists. Only a worker that is not in the view
 // makes it necessary to ask: it may be gone, or newer than the view.
 func (c *Cluster) Exists(ctx context.Context, name string, uid string) (bool, error) {
-	found, err := c.pods.Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
+	var found corev1.Pod
+	if err := c.pod(name).Do(ctx).Into(&found); err != nil {
 		return false, err
 	}
 	return string(found.UID) == uid, nil

@@ -2,16 +2,13 @@ package logs
 
 import (
 	"encoding/binary"
-	"hash/crc64"
 	"time"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
-
-// ecma is the polynomial of the protocol's checksum.
-var ecma = crc64.MakeTable(crc64.ECMA)
 
 // A Cursor is a place in the log of one container instance, just behind a line.
 // The zero Cursor is its beginning.
@@ -52,13 +49,18 @@ func (c Cursor) Since() time.Time {
 	return time.Unix(c.Second()-1, 0).UTC()
 }
 
-// advance moves the cursor behind a line. The text ends with a line feed.
-func (c *Cursor) advance(stamp int64, text []byte, inSecond uint32) {
+// advance moves the cursor behind a line. Bytes and Checksum are left to sum: over
+// many lines at once the checksum costs a tenth of what it does line by line.
+func (c *Cursor) advance(stamp int64, inSecond uint32) {
 	c.Sequence++
 	c.Time = stamp
 	c.LinesInSecond = inSecond
-	c.Bytes += uint64(len(text) - 1)
-	c.Checksum = crc64.Update(c.Checksum, ecma, text)
+}
+
+// sum counts the text of lines that the cursor was moved behind. Each ends with a line feed.
+func (c *Cursor) sum(text []byte, lines int) {
+	c.Bytes += uint64(len(text) - lines) //nolint:gosec // each line has a byte at least
+	c.Checksum = crc64nvme.Update(c.Checksum, text)
 }
 
 // place is where in the log of the kubelet a cursor lies, whatever its line is numbered.
@@ -74,13 +76,14 @@ func (c Cursor) sameLines(other Cursor) bool {
 	return c.Sequence == other.Sequence && c.Checksum == other.Checksum && c.Bytes == other.Bytes && c.Gaps == other.Gaps
 }
 
-// skip moves the cursor over a gap.
+// skip moves the cursor over a gap, which counts as a line without text.
 func (c *Cursor) skip() {
 	c.Sequence++
 	c.Gaps++
-	c.Checksum = crc64.Update(c.Checksum, ecma, lineFeed)
+	c.sum(lineFeed, 1)
 }
 
+// lineFeed is never written to.
 var lineFeed = []byte{'\n'}
 
 // position translates the cursor for the server.

@@ -112,6 +112,7 @@ type Relay struct {
 	limits  windowLimits
 	budget  *budget
 	log     *slog.Logger
+	late    *lateEnds
 }
 
 // NewRelay makes a relay.
@@ -148,6 +149,7 @@ func NewRelay(options Options) *Relay {
 		},
 		budget: total,
 		log:    options.Log,
+		late:   newLateEnds(),
 	}
 }
 
@@ -172,6 +174,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.sweep(sweeping)
 		}()
 	}
+	defer r.late.wait()
 	return queue.Serve(ctx, r.options.Workers, subscription, r.log, func(leased context.Context, d queue.Delivery[queue.Worker]) queue.Verdict {
 		return r.handle(leased, ctx, d)
 	})
@@ -268,6 +271,7 @@ type totals struct {
 	// abandoned says that the drain deadline has passed, and unread that nobody knows
 	// how much was lost, because a log was not read to its end.
 	abandoned, unread bool
+	incomplete        []*logsv1.IncompleteLog
 }
 
 // details are the totals as the scaler is told them; see [queue.DetailLostLines] and what follows it.
@@ -317,18 +321,23 @@ func (w *worker) follow(ctx, drain context.Context) (totals, error) {
 	}()
 	w.log.InfoContext(ctx, "following worker", "attempt", w.Attempt)
 	last, total, err := w.followAll(ctx, drain, first, registered)
-	if err != nil || total.abandoned {
+	if err != nil {
 		return total, err
 	}
-	select {
-	case <-registered:
-	case <-calls.Done():
-		return totals{}, calls.Err()
-	case <-w.overdue.Done():
-		total.abandoned = true
-		return total, nil
+	if !total.abandoned {
+		select {
+		case <-registered:
+			total, err = w.finish(calls, last, total)
+		case <-calls.Done():
+			return totals{}, calls.Err()
+		case <-w.overdue.Done():
+			total.abandoned = true
+		}
 	}
-	return w.finish(calls, last, total)
+	if err == nil && total.abandoned {
+		w.finishLate(drain, first, last, total)
+	}
+	return total, err
 }
 
 // appearWait is how long a worker that exists may stay out of the view before
@@ -410,9 +419,9 @@ func metadataOf(seen *corev1.Pod) map[string]string {
 	return metadata
 }
 
-// finish announces the worker's end, as the last sight of its pod tells it.
-func (w *worker) finish(ctx context.Context, last *corev1.Pod, total totals) (totals, error) {
-	request := &logsv1.FinishWorkerRequest{WorkerUid: w.ID}
+// ending is the worker's end, as the last sight of its pod tells it.
+func (w *worker) ending(last *corev1.Pod, total totals) *logsv1.FinishWorkerRequest {
+	request := &logsv1.FinishWorkerRequest{WorkerUid: w.ID, Incomplete: total.incomplete}
 	if last != nil {
 		request.Containers = endsOf(last, w.waited)
 		request.Reason, request.Message = last.Status.Reason, last.Status.Message
@@ -422,6 +431,12 @@ func (w *worker) finish(ctx context.Context, last *corev1.Pod, total totals) (to
 	} else {
 		request.Reason, request.Message = "Gone", "the pod was gone before its logs were read"
 	}
+	return request
+}
+
+// finish announces the worker's end.
+func (w *worker) finish(ctx context.Context, last *corev1.Pod, total totals) (totals, error) {
+	request := w.ending(last, total)
 	calls, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(w.overdue, cancel)()
@@ -451,6 +466,7 @@ func (w *worker) sight(seen *corev1.Pod) {
 // A result is how the following of one instance has ended.
 type result struct {
 	err                  error
+	incomplete           *logsv1.IncompleteLog // if it was given up
 	end                  Cursor
 	lostLines, lostBytes uint64
 	unread               bool
@@ -465,6 +481,9 @@ func (t *totals) add(r result) {
 	t.lostBytes += r.lostBytes
 	t.abandoned = t.abandoned || errors.Is(r.err, errOverdue)
 	t.unread = t.unread || r.unread
+	if r.incomplete != nil {
+		t.incomplete = append(t.incomplete, r.incomplete)
+	}
 }
 
 // followAll keeps a follower for each container instance until no more can
@@ -582,6 +601,10 @@ func (w *worker) followOne(ctx, drain context.Context, in Instance, registered <
 		r.lostLines += f.left.lines
 		r.lostBytes += f.left.bytes
 		r.unread = !f.left.all
+		r.incomplete = &logsv1.IncompleteLog{
+			Container: in.Container, RestartCount: uint32(in.RestartCount), Init: in.Init, //nolint:gosec // Kubernetes counts up from 0
+			LostLines: f.left.lines, LostBytes: f.left.bytes, Unread: r.unread,
+		}
 	}
 	return r
 }

@@ -478,7 +478,26 @@ func TestLinesThatTheServerDoesNotTakeInTimeAreCounted(t *testing.T) {
 	if used := r.store.Used(); used != 0 {
 		t.Errorf("%d bytes are left in the spool", used)
 	}
-	r.server.start() // for the cleanup
+
+	// A server that comes back hears of it all the same.
+	r.server.start()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var w logstest.Worker
+	err := r.server.backend.Wait(ctx, func() bool {
+		w, _ = r.server.backend.Worker(p.Name)
+		return w.End != nil
+	})
+	if err != nil {
+		t.Fatalf("the server is not told of the end: %v", err)
+	}
+	lost := w.End.GetIncomplete()
+	if len(lost) != 1 || lost[0].GetContainer() != "agent" || lost[0].GetLostLines() != 100 || lost[0].GetLostBytes() != 190 {
+		t.Errorf("the server was told that these logs are incomplete: %v", lost)
+	}
+	if len(w.End.GetContainers()) == 0 {
+		t.Error("the server was not told how the containers ended")
+	}
 }
 
 func TestContainerThatNeverRanHasItsReason(t *testing.T) {

@@ -15,7 +15,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/ottoscaler/ottoscaler/internal/mask"
@@ -80,20 +79,9 @@ func (c *Cluster) Secrets(patterns []*regexp.Regexp, registry prometheus.Registe
 			}
 			s.outage.over(context.Background())
 		}
-		return cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, options metav1.ListOptions) (runtime.Object, error) {
-				options.FieldSelector = only
-				list, err := c.secrets.List(ctx, options)
-				report(err)
-				return list, err
-			},
-			WatchFuncWithContext: func(ctx context.Context, options metav1.ListOptions) (watch.Interface, error) {
-				options.FieldSelector = only
-				events, err := c.secrets.Watch(ctx, options)
-				report(err)
-				return events, err
-			},
-		}, c.secrets)
+		return c.listWatch("secrets", func() runtime.Object { return &corev1.SecretList{} }, func(options *metav1.ListOptions) {
+			options.FieldSelector = only
+		}, report)
 	}
 	return s
 }

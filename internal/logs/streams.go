@@ -217,20 +217,27 @@ func (l *labels) find(key lineKey) (label logsv1.Stream, wait bool) {
 // probePod is the name of no pod.
 const probePod = "ottoscaler-probe"
 
+// probeAgain is how long an API server that has not answered is not asked again.
+const probeAgain = time.Minute
+
 // Splits reports whether the API server gives stdout and stderr by themselves. That is
 // alpha (PodLogsQuerySplitStreams, KEP-3288) and usually forbidden. It asks once: for a
 // log that is not there, because the parameters are looked at first. An API server
 // that does not know the parameter would give both streams each time; it is known by
-// what it does not refuse.
+// what it does not refuse. One that does not answer is asked again a minute later, for
+// all logs wait while it is asked.
 func (c *Cluster) Splits(ctx context.Context) bool {
 	c.probe.Lock()
 	defer c.probe.Unlock()
-	if !c.probed {
+	if !c.probed && time.Since(c.asked) > probeAgain {
 		_, nonsense := c.ask(ctx, "Nonsense")
 		_, sense := c.ask(ctx, corev1.LogStreamStdout)
 		c.probed = (apierrors.IsInvalid(nonsense) || apierrors.IsNotFound(nonsense)) &&
 			(apierrors.IsInvalid(sense) || apierrors.IsNotFound(sense))
 		c.splits = apierrors.IsInvalid(nonsense) && apierrors.IsNotFound(sense)
+		if ctx.Err() == nil { // else it is not known how long an answer takes
+			c.asked = time.Now()
+		}
 	}
 	return c.splits
 }
@@ -238,5 +245,5 @@ func (c *Cluster) Splits(ctx context.Context) bool {
 func (c *Cluster) ask(ctx context.Context, stream string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return c.pods.GetLogs(probePod, &corev1.PodLogOptions{Stream: &stream}).DoRaw(ctx)
+	return c.log(probePod, &corev1.PodLogOptions{Stream: &stream}).DoRaw(ctx)
 }

@@ -68,7 +68,7 @@ type window struct {
 	fresh   []*batch // what was read last, behind the backlog; only the last may be unsealed
 	bytes   int      // of the sealed ones of both
 	acked   Cursor
-	tail    Cursor                    // numbered as if nothing had ever been dropped
+	tail    Cursor                    // numbered as if nothing had ever been dropped; see batch.end
 	seconds seconds                   // of the lines up to tail
 	hint    struct{ data, lines int } // what the last sealed batch held
 	flush   *time.Timer               // set while something in memory is to be kept on disk, too
@@ -211,7 +211,7 @@ func (w *window) add(ctx context.Context, generation int, pause *pause, stamp in
 
 // append appends a line to a batch.
 func (w *window) append(b *batch, stamp int64, text []byte, stream logsv1.Stream) {
-	w.tail.advance(stamp, text, w.seconds.count(stamp))
+	w.tail.advance(stamp, w.seconds.count(stamp))
 	b.add(stamp, text, stream, w.tail)
 }
 
@@ -317,7 +317,7 @@ func (w *window) begin(stamp int64) *batch {
 	b := &batch{start: w.tail, base: stamp, latest: stamp, born: time.Now()}
 	if w.hint.lines > 0 && !w.budget.exceeded() {
 		// Logs are steady: the next batch will be about as big as the last one.
-		b.data = make([]byte, 0, w.hint.data+w.hint.data/8)
+		b.data = texts.text(w.hint.data + w.hint.data/8)
 		b.lengths = make([]uint32, 0, w.hint.lines)
 		b.deltas = make([]uint32, 0, w.hint.lines)
 	}
@@ -329,7 +329,8 @@ func (w *window) begin(stamp int64) *batch {
 
 func (w *window) seal() {
 	b := w.fresh[len(w.fresh)-1]
-	b.sealed = true
+	b.seal()
+	w.tail = b.end
 	w.hint.data, w.hint.lines = len(b.data), len(b.lengths)
 	w.bytes += b.size()
 }
@@ -372,7 +373,7 @@ const (
 )
 
 // next blocks until there is something to do for the sender, whose stream is to be
-// ended at a time.
+// ended at a time. A batch's text is to be freed once it was sent.
 func (w *window) next(ctx context.Context, until time.Time) (step, *batch, error) {
 	var timer *time.Timer
 	for {
@@ -433,6 +434,7 @@ func (w *window) try(now, until time.Time) (step, *batch, time.Duration) {
 	}
 	w.sent++
 	w.reached = max(w.reached, w.sent)
+	b.text.Ref() // it may be acknowledged while it is sent, if it was sent before
 	return stepSend, b, 0
 }
 
@@ -521,7 +523,7 @@ func (w *window) left() (lines, bytes uint64, all bool) {
 	count := func(b *batch) {
 		if b.gap == nil {
 			lines += uint64(len(b.lengths))
-			bytes += uint64(len(b.data))
+			bytes += uint64(b.textBytes()) //nolint:gosec // each line has a line feed
 		}
 	}
 	for _, b := range slices.Concat(w.batches, w.fresh) {
@@ -692,6 +694,7 @@ func (w *window) forget(n int) {
 		w.acked = b.end
 		w.bytes -= b.size()
 		w.budget.used.Add(-int64(b.charged))
+		b.text.Free()
 		done = max(done, b.record)
 	}
 	w.backlog.trim(done)

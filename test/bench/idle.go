@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -86,7 +87,8 @@ func idleProcess(ctx context.Context, dir string, watch time.Duration, program s
 		return u, err
 	}
 	defer s.close()
-	api := httptest.NewUnstartedServer(silentAPI{})
+	silent := &silentAPI{allOpen: make(chan struct{})}
+	api := httptest.NewUnstartedServer(silent)
 	api.EnableHTTP2 = true
 	api.StartTLS()
 	defer api.Close()
@@ -127,6 +129,12 @@ func idleProcess(ctx context.Context, dir string, watch time.Duration, program s
 	}()
 	open := make(chan error, 1)
 	go func() {
+		select {
+		case <-silent.allOpen:
+		case <-ctx.Done():
+			open <- ctx.Err()
+			return
+		}
 		open <- s.Wait(ctx, func() bool {
 			n := 0
 			for _, w := range s.Workers() {
@@ -229,17 +237,25 @@ func idlePods() *corev1.PodList {
 
 // silentAPI is as much of an API server as a relay needs: pods that do not change,
 // and logs that say nothing.
-type silentAPI struct{}
+type silentAPI struct {
+	open    atomic.Int64
+	allOpen chan struct{} // closed when as many logs are open as there are workers
+}
 
 // ServeHTTP implements [http.Handler].
-func (silentAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *silentAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	flush := func() { w.(http.Flusher).Flush() }
 	w.Header().Set("Content-Type", "application/json")
 	encode := json.NewEncoder(w)
 	switch query := r.URL.Query(); {
+	case strings.HasSuffix(r.URL.Path, "/log") && query.Has("stream"):
+		http.NotFound(w, r) // what the relay asks about telling apart stdout and stderr
 	case strings.HasSuffix(r.URL.Path, "/log"):
 		w.Header().Set("Content-Type", "text/plain")
 		flush()
+		if a.open.Add(1) == idleWorkers {
+			close(a.allOpen)
+		}
 		<-r.Context().Done()
 	case query.Get("watch") != "":
 		if query.Get("sendInitialEvents") == "true" {

@@ -51,6 +51,7 @@ var measurements = []measurement{
 		"intake: memory of an idle consumer", "intake: memory with 100000 events to come",
 	}, alone: idle},
 	{rows: []string{"log lines of 120 bytes, relay to a Go sink"}, alone: logThroughput},
+	{rows: []string{"log lines of 120 bytes, relay to the NestJS log server"}, alone: nestjsThroughput},
 	{rows: []string{"line printed to acknowledged, p50", "line printed to acknowledged, p99"}, alone: logLatency},
 	{rows: []string{"1,000 followed idle containers, memory", "1,000 followed idle containers, CPU of a core"}, alone: idleRelay},
 	{rows: []string{"event to CREATE accepted, p50", "event to CREATE accepted, p99"}, inLab: eventToCreate},

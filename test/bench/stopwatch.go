@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"hash/crc64"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -53,7 +53,7 @@ type stampedLine struct {
 
 // SendMsg implements [grpc.ClientStream].
 func (s *stopwatchStream) SendMsg(message any) error {
-	if request, ok := message.(*logsv1.StreamLogsRequest); ok && request.GetBatch() != nil {
+	if request, ok := message.(interface{ GetBatch() *logsv1.Batch }); ok && request.GetBatch() != nil {
 		b := request.GetBatch()
 		stamp := b.GetBaseTime().AsTime()
 		s.mu.Lock()
@@ -86,19 +86,18 @@ func (s *stopwatchStream) RecvMsg(message any) error {
 func bareTalk(ctx context.Context, stream *stopwatchStream, count int) error {
 	ticker := time.NewTicker(talkEvery)
 	defer ticker.Stop()
-	text := []byte(strings.Repeat("0123456789", 12))
-	table, sum := crc64.MakeTable(crc64.ECMA), uint64(0)
+	text, sum := []byte(strings.Repeat("0123456789", 12)+"\n"), uint64(0)
 	for i := range count {
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		sum = crc64.Update(crc64.Update(sum, table, text), table, []byte("\n"))
-		n := uint64(i + 1) //nolint:gosec // a count
+		sum = crc64nvme.Update(sum, text)
+		n, length := uint64(i+1), len(text)-1 //nolint:gosec // a count
 		err := stream.SendMsg(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: &logsv1.Batch{
-			FirstSequence: n, BaseTime: timestamppb.Now(), Data: text, Lengths: []uint32{uint32(len(text))}, TimeDeltas: []uint32{0}, //nolint:gosec // 120
-			End: &logsv1.Position{Sequence: n, Bytes: n * uint64(len(text)), Checksum: binary.BigEndian.AppendUint64(nil, sum)},
+			FirstSequence: n, BaseTime: timestamppb.Now(), Data: text, Lengths: []uint32{uint32(length)}, TimeDeltas: []uint32{0}, //nolint:gosec // 120
+			End: &logsv1.Position{Sequence: n, Bytes: n * uint64(length), Checksum: binary.BigEndian.AppendUint64(nil, sum)},
 		}}})
 		if err == nil {
 			err = stream.RecvMsg(&logsv1.StreamLogsResponse{})

@@ -78,6 +78,7 @@ func Run(t *testing.T, server Server) {
 		{"HalfClosedStreamIsEnded", halfClose},
 		{"HalfClosedStreamIsEndedAlsoWithoutCompletion", halfCloseEarly},
 		{"FinishingAgainChangesNothing", finishingAgain},
+		{"LogsThatWereGivenUpAreOver", finishIncomplete},
 		{"FinishOfUnknownWorkerIsRefused", finishUnknown},
 		{"ServerOutlivesABrokenRelay", brokenRelay},
 	} {

@@ -506,6 +506,30 @@ func finishingAgain(t *testing.T, s *suite) {
 	}
 }
 
+// A relay that has waited for too long names what it has given up, whether the server has heard of it or not.
+func finishIncomplete(t *testing.T, s *suite) {
+	client := s.client(t)
+	uid := worker(t, client)
+	r := open(t, client, instance(uid))
+	r.append("one")
+	r.broken()
+	request := &logsv1.FinishWorkerRequest{WorkerUid: uid, Incomplete: []*logsv1.IncompleteLog{
+		{Container: "agent", LostLines: 17, LostBytes: 1234}, {Container: "never-seen", Unread: true},
+	}}
+	for range 2 {
+		if _, err := client.FinishWorker(deadline(t), request); err != nil {
+			t.Fatalf("finishing: %v", err)
+		}
+	}
+	for _, container := range []string{"agent", "never-seen"} {
+		log := instance(uid)
+		log.Container = container
+		if opened := open(t, client, log).opened; !opened.GetCompleted() {
+			t.Errorf("a log of %s that was given up opens with %v", container, opened)
+		}
+	}
+}
+
 func finishUnknown(t *testing.T, s *suite) {
 	_, err := s.client(t).FinishWorker(deadline(t), &logsv1.FinishWorkerRequest{WorkerUid: "conformance-nobody"})
 	wantCode(t, "finishing a worker that was never registered", err, codes.FailedPrecondition)
@@ -521,6 +545,7 @@ func brokenRelay(t *testing.T, s *suite) {
 		breaks func(*logsv1.Batch)
 	}{
 		{"lengths beyond the data", func(b *logsv1.Batch) { b.Lengths[0] = 1 << 30 }},
+		{"a line that no line feed ends", func(b *logsv1.Batch) { b.Data[len("one")] = '!' }},
 		{"fewer lengths than data", func(b *logsv1.Batch) { b.Lengths[0] = 1 }},
 		{"a time too few", func(b *logsv1.Batch) { b.TimeDeltas = b.TimeDeltas[:1] }},
 		{"an end elsewhere", func(b *logsv1.Batch) { b.End.Sequence += 5 }},

@@ -4,18 +4,16 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"hash/crc64"
 	"io"
 	"testing"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	logsv1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/logs/v1"
 )
-
-var table = crc64.MakeTable(crc64.ECMA)
 
 // began is when the first line of every log is written: a time whose nanoseconds a
 // double does not hold.
@@ -93,12 +91,12 @@ func (r *relay) batch(lines ...string) *logsv1.Batch {
 		BaseTime:      &timestamppb.Timestamp{Seconds: began + int64(r.count.sequence), Nanos: 123_456_789}, //nolint:gosec // small
 	}
 	for i, line := range lines {
-		b.Data = append(b.Data, line...)
+		b.Data = append(append(b.Data, line...), '\n')
 		b.Lengths = append(b.Lengths, uint32(len(line)))             //nolint:gosec // at most some MiB
 		b.TimeDeltas = append(b.TimeDeltas, uint32(min(i, 1)*1_000)) //nolint:gosec // 0 or 1000
 		r.count.sequence++
 		r.count.bytes += uint64(len(line))
-		r.count.sum = crc64.Update(r.count.sum, table, []byte(line+"\n"))
+		r.count.sum = crc64nvme.Update(r.count.sum, []byte(line+"\n"))
 	}
 	b.End = r.position()
 	return b

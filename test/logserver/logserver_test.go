@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"hash/crc64"
 	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -95,12 +95,12 @@ func (s *sender) batch(lines ...string) *logsv1.StreamLogsResponse_Ack {
 		sum = binary.BigEndian.Uint64(before)
 	}
 	for _, line := range lines {
-		b.Data = append(b.Data, line...)
+		b.Data = append(append(b.Data, line...), '\n')
 		b.Lengths = append(b.Lengths, uint32(len(line))) //nolint:gosec // short
 		b.TimeDeltas = append(b.TimeDeltas, 0)
 		end.Sequence++
 		end.Bytes += uint64(len(line))
-		sum = crc64.Update(sum, crc64.MakeTable(crc64.ECMA), []byte(line+"\n"))
+		sum = crc64nvme.Update(sum, []byte(line+"\n"))
 	}
 	end.Checksum = binary.BigEndian.AppendUint64(nil, sum)
 	b.End, s.at = end, end
@@ -208,14 +208,14 @@ func TestServerTakesRepeatedLinesOnceAndRefusesGaps(t *testing.T) {
 	newer, _ := open(t, client)
 	relay.at = behind
 	relay.send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: &logsv1.Batch{
-		FirstSequence: 4, Lengths: []uint32{0}, TimeDeltas: []uint32{0}, End: &logsv1.Position{Sequence: 4},
+		FirstSequence: 4, Data: []byte("\n"), Lengths: []uint32{0}, TimeDeltas: []uint32{0}, End: &logsv1.Position{Sequence: 4},
 	}}})
 	if _, err := relay.stream.Recv(); err == nil {
 		t.Error("a superseded stream may still append")
 	}
 	newer.at = &logsv1.Position{Sequence: 3, Bytes: 1, Checksum: make([]byte, 8)}
 	newer.send(&logsv1.StreamLogsRequest{Message: &logsv1.StreamLogsRequest_Batch{Batch: &logsv1.Batch{
-		FirstSequence: 4, Lengths: []uint32{0}, TimeDeltas: []uint32{0}, End: &logsv1.Position{Sequence: 4},
+		FirstSequence: 4, Data: []byte("\n"), Lengths: []uint32{0}, TimeDeltas: []uint32{0}, End: &logsv1.Position{Sequence: 4},
 	}}})
 	if _, err := newer.stream.Recv(); err == nil || len(server.Problems()) != 1 {
 		t.Errorf("a wrong checksum is accepted: %v, problems %v", err, server.Problems())

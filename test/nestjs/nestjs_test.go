@@ -8,29 +8,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/ottoscaler/ottoscaler/internal/dev/nestjs"
 	"github.com/ottoscaler/ottoscaler/test/logconformance"
 )
 
-const folder = "../../examples/nestjs-log-server"
-
-// patience bounds the wait for a program: a busy machine takes seconds to load it.
-const patience = time.Minute
+var folder = nestjs.Folder("../..")
 
 // built fails the test unless the program can be started.
 func built(t *testing.T) {
@@ -100,71 +91,27 @@ func parseTAP(output []byte) (results []result, planned bool) {
 
 func TestServerKeepsTheLogProtocol(t *testing.T) {
 	built(t)
-	server := &program{dir: t.TempDir(), addr: freeAddr(t)}
-	if err := server.begin(t.Context()); err != nil {
+	server, err := nestjs.New(t.Context(), "../..", t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := server.stop(syscall.SIGTERM); err != nil {
-			t.Errorf("told to stop, the server ends with %v\n%s", err, &server.output)
+		if err := server.Stop(); err != nil {
+			t.Errorf("told to stop, the server ends with %v", err)
 		}
-		if t.Failed() {
-			t.Logf("the server said:\n%s", &server.output)
+		if output, err := os.ReadFile(server.Output); err != nil || t.Failed() {
+			t.Logf("the server said:\n%s%v", output, err)
 		}
 	})
-	logconformance.Run(t, logconformance.Server{Addr: server.addr, Restart: func(ctx context.Context) error {
-		_ = server.stop(syscall.SIGKILL) // its status is the signal
-		return server.begin(ctx)
+	logconformance.Run(t, logconformance.Server{Addr: server.Addr, Restart: func(ctx context.Context) error {
+		if err := server.Kill(); err != nil {
+			return err
+		}
+		return server.Start(ctx)
 	}})
-}
-
-// program is the server as it is started by npm start, without npm in between.
-type program struct {
-	dir, addr string
-	command   *exec.Cmd
-	output    bytes.Buffer
-}
-
-// begin starts the program and waits until it says that it serves.
-func (p *program) begin(ctx context.Context) error {
-	p.command = exec.Command("node", "dist/src/main.js") //nolint:noctx // it is stopped by its signals
-	p.command.Dir = folder
-	p.command.Env = append(os.Environ(), "LISTEN="+p.addr, "HTTP_LISTEN=off", "DATA_DIR="+p.dir)
-	p.output.Reset()
-	p.command.Stdout, p.command.Stderr = &p.output, &p.output
-	if err := p.command.Start(); err != nil {
-		return fmt.Errorf("starting node: %w", err)
-	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	conn, err := grpc.NewClient(p.addr, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		return err
-	}
-	defer conn.Close() //nolint:errcheck // nothing hangs on it
-	answer, err := grpc_health_v1.NewHealthClient(conn).Check(ctx,
-		&grpc_health_v1.HealthCheckRequest{Service: "ottoscaler.logs.v1.LogService"}, grpc.WaitForReady(true))
-	if err != nil || answer.GetStatus() != grpc_health_v1.HealthCheckResponse_SERVING {
-		return fmt.Errorf("the server's health is %v: %w\n%s", answer.GetStatus(), err, &p.output)
-	}
-	return nil
-}
-
-func (p *program) stop(signal os.Signal) error {
-	if err := p.command.Process.Signal(signal); err != nil {
-		return err
-	}
-	return p.command.Wait()
-}
-
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close() //nolint:errcheck // only its port is wanted
-	return listener.Addr().String()
 }
 
 // reserved are the variables that no value of the chart sets: its template does, or

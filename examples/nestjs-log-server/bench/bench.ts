@@ -8,18 +8,19 @@ import type { BlockRecord } from '../src/store/requests.js';
 /**
  * What the store takes, without gRPC: lines of 120 bytes in blocks of 500, each transaction durable.
  * Beside it, in the same run, what SQLite takes of the same lines with nothing of ours around it, as
- * blocks and as a row for each line. `go test ./test/nestjs -bench .` measures the whole server.
+ * blocks and as a row for each line. `make bench` measures the whole server.
  */
 
 const lineBytes = 120;
 const linesPerBlock = 500;
 const blocksPerGroup = 16;
 const seconds = 2;
+const data = Buffer.from(`${'a'.repeat(lineBytes)}\n`.repeat(linesPerBlock));
 
 function block(first: number): BlockRecord {
-  const columns = new ArrayBuffer(linesPerBlock * (8 + lineBytes));
+  const columns = new ArrayBuffer(linesPerBlock * (8 + lineBytes + 1));
   new Uint32Array(columns, 0, linesPerBlock).fill(lineBytes);
-  new Uint8Array(columns, 8 * linesPerBlock).fill(0x61);
+  new Uint8Array(columns, 8 * linesPerBlock).set(data);
   const end = { sequence: first + linesPerBlock - 1, time: null, linesInSecond: 0, bytes: 0, checksum: new Uint8Array(8), gapCount: 0 };
   return { first, count: linesPerBlock, seconds: 0, nanos: 0, columns, hasStreams: false, gap: null, end };
 }
@@ -58,7 +59,6 @@ const blockDb = openForWriting(path.join(folder.path, 'blocks.db'));
 blockDb.exec('CREATE TABLE plain (log INTEGER, first INTEGER, count INTEGER, lengths BLOB, deltas BLOB, data BLOB, PRIMARY KEY (log, first))');
 const insertBlock = blockDb.prepare('INSERT INTO plain VALUES (1, ?, ?, ?, ?, ?)');
 const column = Buffer.alloc(4 * linesPerBlock);
-const data = Buffer.alloc(linesPerBlock * (lineBytes + 1), 'a');
 const raw = measure('raw libsql, a row for each block', (first) => {
   blockDb.exec('BEGIN IMMEDIATE');
   for (let i = 0; i < blocksPerGroup; i++) {

@@ -115,16 +115,14 @@ export class RelayStream {
   batch(lines: readonly LineText[], more: Partial<Batch> = {}): Batch {
     const buffers = lines.map((line) => (typeof line === 'string' ? Buffer.from(line) : line));
     const firstSequence = this.sequence + 1;
-    for (const line of buffers) {
-      this.sequence++;
-      this.bytes += line.length;
-      this.sum.update(line);
-      this.sum.update(Buffer.from('\n'));
-    }
+    const data = Buffer.concat(buffers.flatMap((line) => [line, Buffer.from('\n')]));
+    this.sequence += buffers.length;
+    this.bytes += data.length - buffers.length;
+    this.sum.update(data);
     return {
       firstSequence,
       baseTime: { seconds: 1_790_000_000 + firstSequence, nanos: 123_456_789 },
-      data: Buffer.concat(buffers),
+      data,
       lengths: buffers.map((line) => line.length),
       timeDeltas: buffers.map((_, i) => (i === 0 ? 0 : 1_000_000)),
       end: this.position(),

@@ -10,13 +10,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash/crc64"
 	"io"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/minio/crc64nvme"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -159,8 +159,6 @@ type mark struct {
 func (l *stored) mark() mark {
 	return mark{l.Position, len(l.Lines), len(l.Gaps), l.LineCount, l.ByteCount, l.GapCount, l.Checksum}
 }
-
-var ecma = crc64.MakeTable(crc64.ECMA)
 
 // checksumBytes returns a checksum as the protocol has it.
 func checksumBytes(sum uint64) []byte { return binary.BigEndian.AppendUint64(nil, sum) }
@@ -361,9 +359,13 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 	}
 	s.mu.Lock()
 	worker := s.workers[req.GetWorkerUid()]
+	given := map[Key]bool{}
+	for _, l := range req.GetIncomplete() {
+		given[Key{WorkerUID: req.GetWorkerUid(), Container: l.GetContainer(), RestartCount: l.GetRestartCount()}] = true
+	}
 	var open []Key
 	for key, l := range s.logs {
-		if key.WorkerUID == req.GetWorkerUid() && !l.Complete {
+		if key.WorkerUID == req.GetWorkerUid() && !l.Complete && !given[key] {
 			open = append(open, key)
 		}
 	}
@@ -377,6 +379,11 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if worker.End == nil {
+		for key := range given {
+			if err := s.giveUp(worker, key); err != nil {
+				return nil, err
+			}
+		}
 		if s.Sink != nil {
 			if err := s.Sink.Finish(worker.Registration, req); err != nil {
 				return nil, status.Error(codes.Unavailable, err.Error())
@@ -386,6 +393,27 @@ func (s *Server) FinishWorker(_ context.Context, req *logsv1.FinishWorkerRequest
 		s.notify()
 	}
 	return &logsv1.FinishWorkerResponse{}, nil
+}
+
+// giveUp marks a log that the relay has given up. The lock is held.
+func (s *Server) giveUp(worker *Worker, key Key) error {
+	l := s.logs[key]
+	if l == nil {
+		l = &stored{Log: Log{Key: key}}
+		s.logs[key] = l
+	}
+	if l.Complete {
+		return nil // all of it came after all, and only the answer was lost
+	}
+	l.owner++ // whoever streams it is too late
+	l.Complete, l.Matches = true, false
+	if s.Sink != nil {
+		if err := s.Sink.Complete(worker.Registration, l.Log); err != nil {
+			l.Complete = false
+			return status.Error(codes.Unavailable, err.Error())
+		}
+	}
+	return nil
 }
 
 // StreamLogs implements the protocol.
@@ -520,22 +548,19 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 		return ack, nil
 	}
 	before := *l
-	text := make([]byte, 0, len(b.GetData())+len(b.GetLengths()))
-	data := b.GetData()
-	for i, length := range b.GetLengths() {
-		line := data[:length]
-		data = data[length:]
-		if uint64(i) < known { //nolint:gosec // an index
-			continue
-		}
-		text = append(append(text, line...), '\n')
-		l.ByteCount += uint64(length)
-		l.LineCount++
-		if !s.Discard {
-			l.Lines = append(l.Lines, string(line))
+	text, fresh := b.GetData(), b.GetLengths()[known:]
+	for _, length := range b.GetLengths()[:known] {
+		text = text[length+1:]
+	}
+	l.LineCount += uint64(len(fresh))
+	l.ByteCount += uint64(len(text) - len(fresh)) //nolint:gosec // each line has a line feed
+	l.Checksum = crc64nvme.Update(l.Checksum, text)
+	if rest := text; !s.Discard {
+		for _, length := range fresh {
+			l.Lines = append(l.Lines, string(rest[:length]))
+			rest = rest[length+1:]
 		}
 	}
-	l.Checksum = crc64.Update(l.Checksum, ecma, text)
 	l.Position = b.GetEnd()
 	if b.GetGap() != nil {
 		l.GapCount++
@@ -566,8 +591,10 @@ func (s *Server) store(l *stored, mine int, b *logsv1.Batch) (*logsv1.StreamLogs
 // check tells what is wrong with a batch by itself.
 func (s *Server) check(b *logsv1.Batch) error {
 	var sum uint64
+	unended := false
 	for _, length := range b.GetLengths() {
-		sum += uint64(length)
+		sum += uint64(length) + 1
+		unended = unended || sum > uint64(len(b.GetData())) || b.GetData()[sum-1] != '\n'
 	}
 	lines := uint64(len(b.GetLengths()))
 	switch {
@@ -575,11 +602,13 @@ func (s *Server) check(b *logsv1.Batch) error {
 		return s.problem(codes.InvalidArgument, "a batch is empty")
 	case sum != uint64(len(b.GetData())):
 		return s.problem(codes.InvalidArgument, "a batch holds %d bytes, and lines of %d bytes", len(b.GetData()), sum)
+	case unended:
+		return s.problem(codes.InvalidArgument, "a batch has lines that no line feed ends")
 	case len(b.GetTimeDeltas()) != len(b.GetLengths()) || b.GetTimeDeltas()[0] != 0:
 		return s.problem(codes.InvalidArgument, "a batch of %d lines has %d time deltas", lines, len(b.GetTimeDeltas()))
 	case b.GetEnd().GetSequence() != b.GetFirstSequence()+lines-1:
 		return s.problem(codes.InvalidArgument, "a batch of %d lines goes from %d to %d", lines, b.GetFirstSequence(), b.GetEnd().GetSequence())
-	case b.GetGap() != nil && (lines != 1 || sum != 0):
+	case b.GetGap() != nil && (lines != 1 || sum != 1):
 		return s.problem(codes.InvalidArgument, "a gap comes with %d lines of %d bytes", lines, sum)
 	}
 	return nil

@@ -13,18 +13,20 @@ export function pack(batch: Batch): BlockRecord {
   refuseIf(streams.length !== 0 && streams.length !== count, `a batch of ${count} lines has ${streams.length} streams`);
   refuseIf(end === null, 'a batch has no end');
   refuseIf(end!.sequence !== first + count - 1, `a batch of ${count} lines goes from ${first} to ${end!.sequence}`);
-  refuseIf(gap !== null && (count !== 1 || data.length !== 0), `a gap comes with ${count} lines of ${data.length} bytes`);
+  refuseIf(gap !== null && (count !== 1 || data.length !== 1), `a gap comes with ${count} lines of ${data.length} bytes`);
 
   const hasStreams = streams.length > 0;
   const columns = new ArrayBuffer((hasStreams ? 9 : 8) * count + data.length);
   const lengthColumn = new Uint32Array(columns, 0, count);
   const deltaColumn = new Uint32Array(columns, 4 * count, count);
   let sum = 0;
+  let ended = true;
   for (let i = 0; i < count; i++) {
     sum += lengthColumn[i] = lengths[i]!;
+    ended &&= data[sum++] === lineFeed;
     deltaColumn[i] = timeDeltas[i]!;
   }
-  refuseIf(sum !== data.length, `lines of ${sum} bytes come with ${data.length} bytes of data`);
+  refuseIf(sum !== data.length || !ended, `lines of ${sum} bytes, each with its line feed, come with ${data.length} bytes of data`);
   if (hasStreams) {
     new Uint8Array(columns, 8 * count, count).set(streams as number[]);
   }
@@ -40,6 +42,8 @@ export function pack(batch: Batch): BlockRecord {
     end: positionRecord(end!),
   };
 }
+
+const lineFeed = 0x0a;
 
 function refuseIf(wrong: boolean, message: string): void {
   if (wrong) {

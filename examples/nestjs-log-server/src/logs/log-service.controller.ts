@@ -71,6 +71,9 @@ export class LogServiceController implements StreamOwner {
         startedMs: milliseconds(c.startedTime),
         finishedMs: milliseconds(c.finishedTime),
       })),
+      request.incomplete.map(({ container, restartCount, init, lostLines, lostBytes, unread }) => ({
+        container, restartCount, init, lines: lostLines, bytes: lostBytes, unread,
+      })),
     );
     if (isFailure(finished)) {
       const code = finished.failure === 'unavailable' ? status.UNAVAILABLE : status.FAILED_PRECONDITION;

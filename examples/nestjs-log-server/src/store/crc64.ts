@@ -1,10 +1,10 @@
 /**
- * CRC-64/XZ (ECMA-182's polynomial, reflected), as `logs.proto` asks for it, eight bytes at a step
+ * CRC-64/NVME, as `logs.proto` asks for it, eight bytes at a step
  * ("slicing by 8": Kounavis and Berry, "A Systematic Approach to Building High Performance
  * Software-Based CRC Generators", 2005). JavaScript has no 64-bit integers that are fast, so a sum
  * is two halves of 32 bits.
  */
-const polynomial = 0xc96c5795d7870f42n;
+const polynomial = 0x9a6c9329ac4bc9b5n;
 const slices = 8;
 const low = new Int32Array(256 * slices);
 const high = new Int32Array(256 * slices);

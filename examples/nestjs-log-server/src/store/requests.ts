@@ -37,7 +37,7 @@ export interface BlockRecord {
   count: number;
   seconds: number;
   nanos: number;
-  /** lengths and deltas of 32 bits each, a byte of streams if there are any, then the lines. */
+  /** lengths and deltas of 32 bits each, a byte of streams if there are any, then the lines, each with its line feed. */
   columns: ArrayBuffer;
   hasStreams: boolean;
   gap: GapRecord | null;
@@ -62,6 +62,17 @@ export interface ContainerEndRecord {
   finishedMs: number | null;
 }
 
+/** IncompleteRecord is a log that the relay has given up, and what it had read behind the last acknowledgement. */
+export interface IncompleteRecord {
+  container: string;
+  restartCount: number;
+  init: boolean;
+  lines: number;
+  bytes: number;
+  /** More of it may be missing: it was not read to its end. */
+  unread: boolean;
+}
+
 /** LogHandle is one stream's hold on a log; the next stream's makes it worthless. */
 export interface LogHandle {
   log: number;
@@ -74,7 +85,7 @@ export type Request =
   | { kind: 'append'; handle: LogHandle; block: BlockRecord }
   | { kind: 'complete'; handle: LogHandle; complete: CompleteRecord }
   | { kind: 'release'; handle: LogHandle }
-  | { kind: 'finish'; workerUid: string; reason: string; message: string; containers: ContainerEndRecord[]; nowMs: number }
+  | { kind: 'finish'; workerUid: string; reason: string; message: string; containers: ContainerEndRecord[]; incomplete: IncompleteRecord[]; nowMs: number }
   | { kind: 'prune'; finishedBeforeMs: number };
 
 /** Failure says why a request did nothing. */

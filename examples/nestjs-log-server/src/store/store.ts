@@ -2,7 +2,7 @@ import { EventEmitter, once } from 'node:events';
 import { mkdirSync } from 'node:fs';
 import { Worker } from 'node:worker_threads';
 import type {
-  Answer, Appended, BlockRecord, Changed, Completed, CompleteRecord, ContainerEndRecord, Failure, LogHandle, Opened, Pruned, Registered, Request, WorkerRecord,
+  Answer, Appended, BlockRecord, Changed, Completed, CompleteRecord, ContainerEndRecord, Failure, IncompleteRecord, LogHandle, Opened, Pruned, Registered, Request, WorkerRecord,
 } from './requests.js';
 import { isFailure } from './requests.js';
 
@@ -73,8 +73,10 @@ export class Store {
     return this.ask({ kind: 'release', handle });
   }
 
-  finish(workerUid: string, reason: string, message: string, containers: ContainerEndRecord[]): Promise<Registered | Failure> {
-    return this.ask({ kind: 'finish', workerUid, reason, message, containers, nowMs: Date.now() });
+  finish(
+    workerUid: string, reason: string, message: string, containers: ContainerEndRecord[], incomplete: IncompleteRecord[],
+  ): Promise<Registered | Failure> {
+    return this.ask({ kind: 'finish', workerUid, reason, message, containers, incomplete, nowMs: Date.now() });
   }
 
   /** Deletes some of the workers that ended before a time, with their logs; it says how many. */

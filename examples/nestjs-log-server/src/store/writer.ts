@@ -1,6 +1,6 @@
 import { Crc64 } from './crc64.js';
 import { lockFolder, openForWriting } from './schema.js';
-import type { Answer, BlockRecord, CompleteRecord, Failure, LogHandle, Opened, PositionRecord, Request } from './requests.js';
+import type { Answer, BlockRecord, CompleteRecord, Failure, IncompleteRecord, LogHandle, Opened, PositionRecord, Request } from './requests.js';
 import type Database from 'libsql';
 import path from 'node:path';
 
@@ -127,14 +127,19 @@ export class Writer {
     if (worker === undefined) {
       return unknownWorker(request.workerUid);
     }
-    this.statements.makeLog.run(worker, request.container, request.restartCount, request.init ? 1 : 0);
-    const [log] = this.statements.findLog.get(worker, request.container, request.restartCount) as [number];
-    const state = this.logs.get(log) ?? this.loadLog(log);
+    const state = this.log(worker, request.container, request.restartCount, request.init);
     // Streams are numbered through, so that a number never comes back.
     this.touch(state);
-    this.released.delete(log);
+    this.released.delete(state.log);
     state.epoch = ++this.epoch;
-    return { worker, handle: { log, epoch: state.epoch }, resume: state.end, completed: state.complete };
+    return { worker, handle: { log: state.log, epoch: state.epoch }, resume: state.end, completed: state.complete };
+  }
+
+  /** The log of a container instance, which is made if need be. */
+  private log(worker: number, container: string, restartCount: number, init: boolean): LogState {
+    this.statements.makeLog.run(worker, container, restartCount, init ? 1 : 0);
+    const [log] = this.statements.findLog.get(worker, container, restartCount) as [number];
+    return this.logs.get(log) ?? this.loadLog(log);
   }
 
   private loadLog(log: number): LogState {
@@ -250,8 +255,22 @@ export class Writer {
           worker, c.container, c.restartCount, c.exitCode, c.signal, c.reason, c.message, c.startedMs, c.finishedMs,
         );
       }
+      for (const log of request.incomplete) {
+        this.giveUp(worker, log);
+      }
     }
     return { worker };
+  }
+
+  /** Ends a log of which no more will come. All of it may be here, if only the answer was lost. */
+  private giveUp(worker: number, given: IncompleteRecord): void {
+    const state = this.log(worker, given.container, given.restartCount, given.init);
+    if (!state.complete) {
+      this.touch(state);
+      state.complete = true;
+      const message = `${given.lines} lines (${given.bytes} bytes) behind it were given up${given.unread ? ', and it was not read to its end' : ''}`;
+      this.statements.complete.run(0, message, state.log);
+    }
   }
 
   private prune(finishedBeforeMs: number): Answer {
@@ -279,18 +298,8 @@ export function columns(block: BlockRecord, held: number) {
   let skipped = 0;
   let nanos = block.nanos;
   for (let i = 0; i < held; i++) {
-    skipped += lengths[i]!;
+    skipped += lengths[i]! + 1;
     nanos += deltas[i + 1]!; // held is less than count, so there is one more
-  }
-  const data = Buffer.allocUnsafe(text.length - skipped + count);
-  let from = skipped;
-  let to = 0;
-  for (let i = held; i < block.count; i++) {
-    const length = lengths[i]!;
-    data.set(text.subarray(from, from + length), to);
-    from += length;
-    to += length;
-    data[to++] = 0x0a;
   }
   // A copy: a group that fails is tried again with the same blocks.
   const after = deltas.slice(held);
@@ -303,7 +312,7 @@ export function columns(block: BlockRecord, held: number) {
     lengths: asBuffer(lengths.subarray(held)),
     deltas: asBuffer(after),
     streams: streams && asBuffer(streams.subarray(held)),
-    data,
+    data: asBuffer(text.subarray(skipped)),
   };
 }
 

@@ -420,10 +420,9 @@ type Position struct {
 	LinesInSecond uint32 `protobuf:"varint,3,opt,name=lines_in_second,json=linesInSecond,proto3" json:"lines_in_second,omitempty"`
 	// bytes is the total length of the lines up to here, line ends not counted.
 	Bytes uint64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// checksum is the CRC-64 (CRC-64/XZ: ECMA-182's polynomial, reflected, as
-	// Go's hash/crc64 computes it with its ECMA table) of all lines up to here, each
-	// followed by one line feed: 8 bytes, the most significant first. It is not a
-	// number, because some languages' numbers would not hold it. Empty is zero.
+	// checksum is the CRC-64/NVME of all lines up to here, each followed by one line
+	// feed, which is the data of all batches: 8 bytes, the most significant first. It is
+	// not a number, because some languages' numbers would not hold it. Empty is zero.
 	Checksum []byte `protobuf:"bytes,6,opt,name=checksum,proto3" json:"checksum,omitempty"`
 	// gap_count is how many of the entries up to here are gaps.
 	GapCount      uint64 `protobuf:"varint,7,opt,name=gap_count,json=gapCount,proto3" json:"gap_count,omitempty"`
@@ -615,10 +614,11 @@ type Batch struct {
 	FirstSequence uint64 `protobuf:"varint,1,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
 	// base_time is when the first line was written, as the container runtime stamped it.
 	BaseTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=base_time,json=baseTime,proto3" json:"base_time,omitempty"`
-	// data is all lines, one after the other, without separators or line ends, byte
-	// for byte as the worker wrote them. They need not be UTF-8.
+	// data is all lines, one after the other, each followed by one line feed, byte for
+	// byte as the worker wrote them. They need not be UTF-8.
 	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	// lengths cut data into lines: one length in bytes for each line.
+	// lengths cut data into lines: one length in bytes for each line, its line feed not
+	// counted.
 	Lengths []uint32 `protobuf:"varint,4,rep,packed,name=lengths,proto3" json:"lengths,omitempty"`
 	// time_deltas are the nanoseconds from the line before, one for each line; the
 	// first is 0. The relay begins a new batch when a line is older than the one
@@ -630,8 +630,8 @@ type Batch struct {
 	End *Position `protobuf:"bytes,7,opt,name=end,proto3" json:"end,omitempty"`
 	// gap says that lines are missing. A batch with a gap has exactly one entry: an
 	// empty line whose sequence number is the gap's place in the log, so that a gap is
-	// stored once and in its place, as lines are. It counts as a line, of no bytes, in
-	// every position, count and checksum.
+	// stored once and in its place, as lines are. Its data is one line feed. It counts as
+	// a line, of no bytes, in every position, count and checksum.
 	Gap           *Gap `protobuf:"bytes,8,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -932,7 +932,12 @@ type FinishWorkerRequest struct {
 	// reason is the pod's own reason, such as "Evicted" or "DeadlineExceeded", or empty.
 	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
 	// message is the pod's own message, or empty.
-	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
+	// incomplete are the logs that the relay has given up, because the server had not
+	// acknowledged them in time. No more of them will come, and none is completed
+	// otherwise: the server marks them, as it marks a log that does not match. It may
+	// never have heard of one.
+	Incomplete    []*IncompleteLog `protobuf:"bytes,5,rep,name=incomplete,proto3" json:"incomplete,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -995,6 +1000,106 @@ func (x *FinishWorkerRequest) GetMessage() string {
 	return ""
 }
 
+func (x *FinishWorkerRequest) GetIncomplete() []*IncompleteLog {
+	if x != nil {
+		return x.Incomplete
+	}
+	return nil
+}
+
+// IncompleteLog is a log that was given up before the server had all of it.
+type IncompleteLog struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// container is the container's name.
+	Container string `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	// restart_count tells the instances of a container apart.
+	RestartCount uint32 `protobuf:"varint,2,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
+	// init is true for an init container.
+	Init bool `protobuf:"varint,3,opt,name=init,proto3" json:"init,omitempty"`
+	// lost_lines is how many lines were read that the server has not acknowledged. What it
+	// has stored of them without an answer that arrived is counted, too.
+	LostLines uint64 `protobuf:"varint,4,opt,name=lost_lines,json=lostLines,proto3" json:"lost_lines,omitempty"`
+	// lost_bytes is their total length, line ends not counted.
+	LostBytes uint64 `protobuf:"varint,5,opt,name=lost_bytes,json=lostBytes,proto3" json:"lost_bytes,omitempty"`
+	// unread is true when the log was not read to its end either, so that nobody knows how
+	// much of it is missing.
+	Unread        bool `protobuf:"varint,6,opt,name=unread,proto3" json:"unread,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IncompleteLog) Reset() {
+	*x = IncompleteLog{}
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IncompleteLog) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IncompleteLog) ProtoMessage() {}
+
+func (x *IncompleteLog) ProtoReflect() protoreflect.Message {
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IncompleteLog.ProtoReflect.Descriptor instead.
+func (*IncompleteLog) Descriptor() ([]byte, []int) {
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IncompleteLog) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *IncompleteLog) GetRestartCount() uint32 {
+	if x != nil {
+		return x.RestartCount
+	}
+	return 0
+}
+
+func (x *IncompleteLog) GetInit() bool {
+	if x != nil {
+		return x.Init
+	}
+	return false
+}
+
+func (x *IncompleteLog) GetLostLines() uint64 {
+	if x != nil {
+		return x.LostLines
+	}
+	return 0
+}
+
+func (x *IncompleteLog) GetLostBytes() uint64 {
+	if x != nil {
+		return x.LostBytes
+	}
+	return 0
+}
+
+func (x *IncompleteLog) GetUnread() bool {
+	if x != nil {
+		return x.Unread
+	}
+	return false
+}
+
 // ContainerEnd says how a container ended.
 type ContainerEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1021,7 +1126,7 @@ type ContainerEnd struct {
 
 func (x *ContainerEnd) Reset() {
 	*x = ContainerEnd{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1138,7 @@ func (x *ContainerEnd) String() string {
 func (*ContainerEnd) ProtoMessage() {}
 
 func (x *ContainerEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[10]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1151,7 @@ func (x *ContainerEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerEnd.ProtoReflect.Descriptor instead.
 func (*ContainerEnd) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{10}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ContainerEnd) GetContainer() string {
@@ -1114,7 +1219,7 @@ type FinishWorkerResponse struct {
 
 func (x *FinishWorkerResponse) Reset() {
 	*x = FinishWorkerResponse{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1126,7 +1231,7 @@ func (x *FinishWorkerResponse) String() string {
 func (*FinishWorkerResponse) ProtoMessage() {}
 
 func (x *FinishWorkerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[11]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1139,7 +1244,7 @@ func (x *FinishWorkerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FinishWorkerResponse.ProtoReflect.Descriptor instead.
 func (*FinishWorkerResponse) Descriptor() ([]byte, []int) {
-	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{11}
+	return file_ottoscaler_logs_v1_logs_proto_rawDescGZIP(), []int{12}
 }
 
 // Open begins the stream of one container instance.
@@ -1159,7 +1264,7 @@ type StreamLogsRequest_Open struct {
 
 func (x *StreamLogsRequest_Open) Reset() {
 	*x = StreamLogsRequest_Open{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1276,7 @@ func (x *StreamLogsRequest_Open) String() string {
 func (*StreamLogsRequest_Open) ProtoMessage() {}
 
 func (x *StreamLogsRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[13]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1337,7 @@ type StreamLogsRequest_Complete struct {
 
 func (x *StreamLogsRequest_Complete) Reset() {
 	*x = StreamLogsRequest_Complete{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1244,7 +1349,7 @@ func (x *StreamLogsRequest_Complete) String() string {
 func (*StreamLogsRequest_Complete) ProtoMessage() {}
 
 func (x *StreamLogsRequest_Complete) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[14]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1302,7 +1407,7 @@ type StreamLogsResponse_Opened struct {
 
 func (x *StreamLogsResponse_Opened) Reset() {
 	*x = StreamLogsResponse_Opened{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1419,7 @@ func (x *StreamLogsResponse_Opened) String() string {
 func (*StreamLogsResponse_Opened) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[15]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1470,7 @@ type StreamLogsResponse_Ack struct {
 
 func (x *StreamLogsResponse_Ack) Reset() {
 	*x = StreamLogsResponse_Ack{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1482,7 @@ func (x *StreamLogsResponse_Ack) String() string {
 func (*StreamLogsResponse_Ack) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[16]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1547,7 @@ type StreamLogsResponse_Completed struct {
 
 func (x *StreamLogsResponse_Completed) Reset() {
 	*x = StreamLogsResponse_Completed{}
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1454,7 +1559,7 @@ func (x *StreamLogsResponse_Completed) String() string {
 func (*StreamLogsResponse_Completed) ProtoMessage() {}
 
 func (x *StreamLogsResponse_Completed) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[17]
+	mi := &file_ottoscaler_logs_v1_logs_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1574,7 +1679,7 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"\vVERDICT_ACK\x10\x01\x12\x11\n" +
 	"\rVERDICT_RETRY\x10\x02\x12\x10\n" +
 	"\fVERDICT_DROP\x10\x03B\t\n" +
-	"\amessage\"\xa8\x01\n" +
+	"\amessage\"\xeb\x01\n" +
 	"\x13FinishWorkerRequest\x12\x1d\n" +
 	"\n" +
 	"worker_uid\x18\x01 \x01(\tR\tworkerUid\x12@\n" +
@@ -1582,7 +1687,19 @@ const file_ottoscaler_logs_v1_logs_proto_rawDesc = "" +
 	"containers\x18\x02 \x03(\v2 .ottoscaler.logs.v1.ContainerEndR\n" +
 	"containers\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\xcb\x02\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12A\n" +
+	"\n" +
+	"incomplete\x18\x05 \x03(\v2!.ottoscaler.logs.v1.IncompleteLogR\n" +
+	"incomplete\"\xbc\x01\n" +
+	"\rIncompleteLog\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12#\n" +
+	"\rrestart_count\x18\x02 \x01(\rR\frestartCount\x12\x12\n" +
+	"\x04init\x18\x03 \x01(\bR\x04init\x12\x1d\n" +
+	"\n" +
+	"lost_lines\x18\x04 \x01(\x04R\tlostLines\x12\x1d\n" +
+	"\n" +
+	"lost_bytes\x18\x05 \x01(\x04R\tlostBytes\x12\x16\n" +
+	"\x06unread\x18\x06 \x01(\bR\x06unread\"\xcb\x02\n" +
 	"\fContainerEnd\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12#\n" +
 	"\rrestart_count\x18\x02 \x01(\rR\frestartCount\x12 \n" +
@@ -1619,7 +1736,7 @@ func file_ottoscaler_logs_v1_logs_proto_rawDescGZIP() []byte {
 }
 
 var file_ottoscaler_logs_v1_logs_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ottoscaler_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_ottoscaler_logs_v1_logs_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_ottoscaler_logs_v1_logs_proto_goTypes = []any{
 	(Stream)(0),                          // 0: ottoscaler.logs.v1.Stream
 	(StreamLogsResponse_Verdict)(0),      // 1: ottoscaler.logs.v1.StreamLogsResponse.Verdict
@@ -1633,51 +1750,53 @@ var file_ottoscaler_logs_v1_logs_proto_goTypes = []any{
 	(*Gap)(nil),                          // 9: ottoscaler.logs.v1.Gap
 	(*StreamLogsResponse)(nil),           // 10: ottoscaler.logs.v1.StreamLogsResponse
 	(*FinishWorkerRequest)(nil),          // 11: ottoscaler.logs.v1.FinishWorkerRequest
-	(*ContainerEnd)(nil),                 // 12: ottoscaler.logs.v1.ContainerEnd
-	(*FinishWorkerResponse)(nil),         // 13: ottoscaler.logs.v1.FinishWorkerResponse
-	nil,                                  // 14: ottoscaler.logs.v1.Worker.MetadataEntry
-	(*StreamLogsRequest_Open)(nil),       // 15: ottoscaler.logs.v1.StreamLogsRequest.Open
-	(*StreamLogsRequest_Complete)(nil),   // 16: ottoscaler.logs.v1.StreamLogsRequest.Complete
-	(*StreamLogsResponse_Opened)(nil),    // 17: ottoscaler.logs.v1.StreamLogsResponse.Opened
-	(*StreamLogsResponse_Ack)(nil),       // 18: ottoscaler.logs.v1.StreamLogsResponse.Ack
-	(*StreamLogsResponse_Completed)(nil), // 19: ottoscaler.logs.v1.StreamLogsResponse.Completed
-	(*timestamppb.Timestamp)(nil),        // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),          // 21: google.protobuf.Duration
+	(*IncompleteLog)(nil),                // 12: ottoscaler.logs.v1.IncompleteLog
+	(*ContainerEnd)(nil),                 // 13: ottoscaler.logs.v1.ContainerEnd
+	(*FinishWorkerResponse)(nil),         // 14: ottoscaler.logs.v1.FinishWorkerResponse
+	nil,                                  // 15: ottoscaler.logs.v1.Worker.MetadataEntry
+	(*StreamLogsRequest_Open)(nil),       // 16: ottoscaler.logs.v1.StreamLogsRequest.Open
+	(*StreamLogsRequest_Complete)(nil),   // 17: ottoscaler.logs.v1.StreamLogsRequest.Complete
+	(*StreamLogsResponse_Opened)(nil),    // 18: ottoscaler.logs.v1.StreamLogsResponse.Opened
+	(*StreamLogsResponse_Ack)(nil),       // 19: ottoscaler.logs.v1.StreamLogsResponse.Ack
+	(*StreamLogsResponse_Completed)(nil), // 20: ottoscaler.logs.v1.StreamLogsResponse.Completed
+	(*timestamppb.Timestamp)(nil),        // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),          // 22: google.protobuf.Duration
 }
 var file_ottoscaler_logs_v1_logs_proto_depIdxs = []int32{
-	14, // 0: ottoscaler.logs.v1.Worker.metadata:type_name -> ottoscaler.logs.v1.Worker.MetadataEntry
+	15, // 0: ottoscaler.logs.v1.Worker.metadata:type_name -> ottoscaler.logs.v1.Worker.MetadataEntry
 	2,  // 1: ottoscaler.logs.v1.RegisterWorkerRequest.worker:type_name -> ottoscaler.logs.v1.Worker
 	5,  // 2: ottoscaler.logs.v1.RegisterWorkerResponse.limits:type_name -> ottoscaler.logs.v1.Limits
-	20, // 3: ottoscaler.logs.v1.Position.time:type_name -> google.protobuf.Timestamp
-	15, // 4: ottoscaler.logs.v1.StreamLogsRequest.open:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Open
+	21, // 3: ottoscaler.logs.v1.Position.time:type_name -> google.protobuf.Timestamp
+	16, // 4: ottoscaler.logs.v1.StreamLogsRequest.open:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Open
 	8,  // 5: ottoscaler.logs.v1.StreamLogsRequest.batch:type_name -> ottoscaler.logs.v1.Batch
-	16, // 6: ottoscaler.logs.v1.StreamLogsRequest.complete:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Complete
-	20, // 7: ottoscaler.logs.v1.Batch.base_time:type_name -> google.protobuf.Timestamp
+	17, // 6: ottoscaler.logs.v1.StreamLogsRequest.complete:type_name -> ottoscaler.logs.v1.StreamLogsRequest.Complete
+	21, // 7: ottoscaler.logs.v1.Batch.base_time:type_name -> google.protobuf.Timestamp
 	0,  // 8: ottoscaler.logs.v1.Batch.streams:type_name -> ottoscaler.logs.v1.Stream
 	6,  // 9: ottoscaler.logs.v1.Batch.end:type_name -> ottoscaler.logs.v1.Position
 	9,  // 10: ottoscaler.logs.v1.Batch.gap:type_name -> ottoscaler.logs.v1.Gap
-	20, // 11: ottoscaler.logs.v1.Gap.from_time:type_name -> google.protobuf.Timestamp
-	20, // 12: ottoscaler.logs.v1.Gap.to_time:type_name -> google.protobuf.Timestamp
-	17, // 13: ottoscaler.logs.v1.StreamLogsResponse.opened:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Opened
-	18, // 14: ottoscaler.logs.v1.StreamLogsResponse.ack:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Ack
-	19, // 15: ottoscaler.logs.v1.StreamLogsResponse.completed:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Completed
-	12, // 16: ottoscaler.logs.v1.FinishWorkerRequest.containers:type_name -> ottoscaler.logs.v1.ContainerEnd
-	20, // 17: ottoscaler.logs.v1.ContainerEnd.started_time:type_name -> google.protobuf.Timestamp
-	20, // 18: ottoscaler.logs.v1.ContainerEnd.finished_time:type_name -> google.protobuf.Timestamp
-	6,  // 19: ottoscaler.logs.v1.StreamLogsResponse.Opened.resume:type_name -> ottoscaler.logs.v1.Position
-	1,  // 20: ottoscaler.logs.v1.StreamLogsResponse.Ack.verdict:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Verdict
-	21, // 21: ottoscaler.logs.v1.StreamLogsResponse.Ack.retry_after:type_name -> google.protobuf.Duration
-	3,  // 22: ottoscaler.logs.v1.LogService.RegisterWorker:input_type -> ottoscaler.logs.v1.RegisterWorkerRequest
-	7,  // 23: ottoscaler.logs.v1.LogService.StreamLogs:input_type -> ottoscaler.logs.v1.StreamLogsRequest
-	11, // 24: ottoscaler.logs.v1.LogService.FinishWorker:input_type -> ottoscaler.logs.v1.FinishWorkerRequest
-	4,  // 25: ottoscaler.logs.v1.LogService.RegisterWorker:output_type -> ottoscaler.logs.v1.RegisterWorkerResponse
-	10, // 26: ottoscaler.logs.v1.LogService.StreamLogs:output_type -> ottoscaler.logs.v1.StreamLogsResponse
-	13, // 27: ottoscaler.logs.v1.LogService.FinishWorker:output_type -> ottoscaler.logs.v1.FinishWorkerResponse
-	25, // [25:28] is the sub-list for method output_type
-	22, // [22:25] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	21, // 11: ottoscaler.logs.v1.Gap.from_time:type_name -> google.protobuf.Timestamp
+	21, // 12: ottoscaler.logs.v1.Gap.to_time:type_name -> google.protobuf.Timestamp
+	18, // 13: ottoscaler.logs.v1.StreamLogsResponse.opened:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Opened
+	19, // 14: ottoscaler.logs.v1.StreamLogsResponse.ack:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Ack
+	20, // 15: ottoscaler.logs.v1.StreamLogsResponse.completed:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Completed
+	13, // 16: ottoscaler.logs.v1.FinishWorkerRequest.containers:type_name -> ottoscaler.logs.v1.ContainerEnd
+	12, // 17: ottoscaler.logs.v1.FinishWorkerRequest.incomplete:type_name -> ottoscaler.logs.v1.IncompleteLog
+	21, // 18: ottoscaler.logs.v1.ContainerEnd.started_time:type_name -> google.protobuf.Timestamp
+	21, // 19: ottoscaler.logs.v1.ContainerEnd.finished_time:type_name -> google.protobuf.Timestamp
+	6,  // 20: ottoscaler.logs.v1.StreamLogsResponse.Opened.resume:type_name -> ottoscaler.logs.v1.Position
+	1,  // 21: ottoscaler.logs.v1.StreamLogsResponse.Ack.verdict:type_name -> ottoscaler.logs.v1.StreamLogsResponse.Verdict
+	22, // 22: ottoscaler.logs.v1.StreamLogsResponse.Ack.retry_after:type_name -> google.protobuf.Duration
+	3,  // 23: ottoscaler.logs.v1.LogService.RegisterWorker:input_type -> ottoscaler.logs.v1.RegisterWorkerRequest
+	7,  // 24: ottoscaler.logs.v1.LogService.StreamLogs:input_type -> ottoscaler.logs.v1.StreamLogsRequest
+	11, // 25: ottoscaler.logs.v1.LogService.FinishWorker:input_type -> ottoscaler.logs.v1.FinishWorkerRequest
+	4,  // 26: ottoscaler.logs.v1.LogService.RegisterWorker:output_type -> ottoscaler.logs.v1.RegisterWorkerResponse
+	10, // 27: ottoscaler.logs.v1.LogService.StreamLogs:output_type -> ottoscaler.logs.v1.StreamLogsResponse
+	14, // 28: ottoscaler.logs.v1.LogService.FinishWorker:output_type -> ottoscaler.logs.v1.FinishWorkerResponse
+	26, // [26:29] is the sub-list for method output_type
+	23, // [23:26] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_logs_v1_logs_proto_init() }
@@ -1695,14 +1814,14 @@ func file_ottoscaler_logs_v1_logs_proto_init() {
 		(*StreamLogsResponse_Ack_)(nil),
 		(*StreamLogsResponse_Completed_)(nil),
 	}
-	file_ottoscaler_logs_v1_logs_proto_msgTypes[10].OneofWrappers = []any{}
+	file_ottoscaler_logs_v1_logs_proto_msgTypes[11].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ottoscaler_logs_v1_logs_proto_rawDesc), len(file_ottoscaler_logs_v1_logs_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -60,7 +60,7 @@ type LogServiceClient interface {
 	// A second stream for the same instance supersedes the first.
 	StreamLogs(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[StreamLogsRequest, StreamLogsResponse], error)
 	// FinishWorker says that a worker has ended and that all of its logs are
-	// complete. Finishing it again changes nothing.
+	// complete, but for those that it names. Finishing it again changes nothing.
 	FinishWorker(ctx context.Context, in *FinishWorkerRequest, opts ...grpc.CallOption) (*FinishWorkerResponse, error)
 }
 
@@ -128,7 +128,7 @@ type LogServiceServer interface {
 	// A second stream for the same instance supersedes the first.
 	StreamLogs(grpc.BidiStreamingServer[StreamLogsRequest, StreamLogsResponse]) error
 	// FinishWorker says that a worker has ended and that all of its logs are
-	// complete. Finishing it again changes nothing.
+	// complete, but for those that it names. Finishing it again changes nothing.
 	FinishWorker(context.Context, *FinishWorkerRequest) (*FinishWorkerResponse, error)
 	mustEmbedUnimplementedLogServiceServer()
 }
