@@ -26,10 +26,10 @@ func TestOnlyAReadThatIsBehindCanJumpOverAFile(t *testing.T) {
 		c := continuity{in: &arrivalReader{at: after(row.came)}, opened: opened}
 		w := newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
 		w.resume(Cursor{})
-		if c.jumped(after(row.first).UnixNano(), w) {
+		if c.suspects(after(row.first).UnixNano(), w) {
 			t.Errorf("%s: the first line is no jump", row.what)
 		}
-		if got := c.jumped(after(row.second).UnixNano(), w); got != row.want {
+		if got := c.suspects(after(row.second).UnixNano(), w); got != row.want {
 			t.Errorf("%s: got %t, want %t", row.what, got, row.want)
 		}
 	}
@@ -41,13 +41,13 @@ func TestLinesThatWereTakenTogetherAreNoJump(t *testing.T) {
 	w := newWindow(windowLimits{lines: 500, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
 	w.resume(Cursor{})
 	c := continuity{in: &arrivalReader{at: opened.Add(time.Minute)}, opened: opened}
-	c.jumped(stamp(20), w)
-	for second := 20; second <= 28; second++ { // of which jumped sees the first
+	c.suspects(stamp(20), w)
+	for second := 20; second <= 28; second++ { // of which suspects sees the first
 		if err := w.add(t.Context(), w.generation, nil, stamp(second), []byte("x\n"), 0, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if c.jumped(stamp(30), w) {
+	if c.suspects(stamp(30), w) {
 		t.Error("2 s after the line before it: got a jump")
 	}
 }
@@ -90,7 +90,7 @@ func TestABeginningThatWasNotSeenIsDoubtful(t *testing.T) {
 		}
 		if row.silentFrom != none {
 			b.doubt(state, after(row.silentFrom), stamp) // as each read asks
-			b.silent(after(row.silentFrom), after(row.to))
+			b.silent(after(row.silentFrom), after(row.to), false)
 		}
 		if why, got := b.doubt(state, after(row.opened), stamp); got != row.want || got != strings.Contains(why, "late") {
 			t.Errorf("%s: got %t, %q, want %t", row.what, got, why, row.want)

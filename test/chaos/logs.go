@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,18 +47,22 @@ type logFault struct {
 	name string
 	// rotate is the size at which the node rotates logs, if not the kubelet's own.
 	rotate string
-	// rate is how many lines a worker prints each second.
+	// recover says that the relay may read what the node has rotated away.
+	recover bool
+	// rate is how many lines a worker prints each second; 0 is as fast as it can.
 	rate  int
 	wreck func(ctx context.Context, s *logSite, every time.Duration) (kills int, err error)
 }
 
 var logMatrix = []logFault{
-	{"relay, log server, API server and kubelet killed at random", "", 400, killAtRandom(
+	{"relay, log server, API server and kubelet killed at random", "", false, 400, killAtRandom(
 		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"the same, with log rotation", "512Ki", 400, killAtRandom(
+	{"the same, with log rotation", "512Ki", true, 400, killAtRandom(
 		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"log server away until all is printed, relay killed meanwhile", "", 400, serverAway},
-	{"workers print faster than the node keeps, with log rotation", "64Ki", 0, func(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
+	{"the same, and the nodes show no rotated logs", "512Ki", false, 400, killAtRandom(
+		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
+	{"log server away until all is printed, relay killed meanwhile", "", false, 400, serverAway},
+	{"workers print faster than the node keeps, with log rotation", "64Ki", true, 0, func(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
 		<-ctx.Done()
 		return 0, nil
 	}},
@@ -100,7 +105,7 @@ func runLogs(ctx context.Context, quick bool) ([]LogRow, error) {
 func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, away time.Duration) (row LogRow, err error) {
 	ctx, cancel := context.WithTimeout(ctx, away+10*time.Minute)
 	defer cancel()
-	s, err := newLogSite(ctx, f.rotate)
+	s, err := newLogSite(ctx, f)
 	if err != nil {
 		return row, err
 	}
@@ -161,8 +166,9 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 	return row, nil
 }
 
-func newLogSite(ctx context.Context, rotate string) (s *logSite, err error) {
-	l, err := lab.Up(ctx, lab.Options{Name: "chaos-logs", Kind: cluster.Source, Nodes: 1, LogMaxSize: rotate, Output: os.Stderr})
+func newLogSite(ctx context.Context, f logFault) (s *logSite, err error) {
+	name := cmp.Or(os.Getenv("CLUSTER_NAME"), "chaos") + "-logs"
+	l, err := lab.Up(ctx, lab.Options{Name: name, Kind: cluster.Source, Nodes: 1, LogMaxSize: f.rotate, Output: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
@@ -194,6 +200,13 @@ func newLogSite(ctx context.Context, rotate string) (s *logSite, err error) {
 	}
 	if s.Processes, err = l.Processes(ctx, namespace, s.server.Addr); err != nil {
 		return s, err
+	}
+	if f.recover {
+		const account = "node-logs"
+		if err := l.NodeLogsAccount(ctx, namespace, account, true); err != nil {
+			return s, err
+		}
+		s.Set(lab.LogRelay, "ROTATED_LOGS_ACCOUNT="+account)
 	}
 	s.events = l.Events(namespace)
 	all := []string{lab.Consumer, lab.Scaler, lab.LogRelay}
