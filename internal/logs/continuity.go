@@ -3,6 +3,7 @@ package logs
 import (
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,15 +18,15 @@ const (
 	beginWait = 2 * time.Second
 )
 
-// An arrivalReader notes when it was given bytes last.
+// An arrivalReader notes when it was given bytes last, in nanoseconds since 1970.
 type arrivalReader struct {
 	io.Reader
-	at time.Time
+	at atomic.Int64
 }
 
 func (r *arrivalReader) Read(p []byte) (int, error) {
 	n, err := r.Reader.Read(p)
-	r.at = time.Now()
+	r.at.Store(time.Now().UnixNano())
 	return n, err
 }
 
@@ -44,9 +45,9 @@ func (r *arrivalReader) Read(p []byte) (int, error) {
 type continuity struct {
 	in      *arrivalReader
 	opened  time.Time
-	last    int64     // stamp of the last line, 0 before the first
-	came    time.Time // when that arrived
-	settled bool      // there was such a place
+	last    int64 // stamp of the last line, 0 before the first
+	came    int64 // when that arrived
+	settled bool  // there was such a place
 }
 
 // suspects reports whether the read may have passed over a file before the line of that
@@ -58,10 +59,10 @@ func (c *continuity) suspects(stamp int64, w *window) bool {
 	}
 	silence := c.last != 0 && stamp-c.last >= apart &&
 		stamp-c.opened.UnixNano() >= apart // what the file held when it was opened is whole
-	behind := c.came.UnixNano()-c.last >= apart
+	behind := c.came-c.last >= apart
 	suspect := silence && (behind || !c.settled)
 	c.settled = c.settled || silence
-	c.last, c.came = stamp, c.in.at
+	c.last, c.came = stamp, c.in.at.Load()
 	return suspect
 }
 
@@ -71,14 +72,20 @@ type beginning struct {
 	empty time.Time
 }
 
+// late reports whether a read that begins at the start of the log, and was opened at that
+// time, may have missed something, whatever its first line is.
+func (b *beginning) late(state State, opened time.Time) bool {
+	if b.empty.IsZero() {
+		b.empty = state.Began
+	}
+	return !b.empty.IsZero() && !opened.Before(b.empty.Add(beginWait))
+}
+
 // doubt returns why a read that begins at the start of the log, and was opened at that
 // time, may have missed what was printed before its first line. Without a line, stamp is
 // zero and the log has ended.
 func (b *beginning) doubt(state State, opened time.Time, stamp int64) (why string, doubtful bool) {
-	if b.empty.IsZero() {
-		b.empty = state.Began
-	}
-	if b.empty.IsZero() || opened.Before(b.empty.Add(beginWait)) {
+	if !b.late(state, opened) {
 		return "", false
 	}
 	late := opened.Sub(b.empty).Round(time.Second)

@@ -359,6 +359,9 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, ho
 		return false, err
 	}
 	defer body.Close() //nolint:errcheck // nothing was written
+	if from.Sequence == 0 && !how.kept && f.recoverable() && f.beginning.late(state, opened) {
+		return false, errLate
+	}
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
@@ -376,13 +379,13 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, ho
 	if lines.mask != nil || lines.labels != nil {
 		more = nil // each line is looked at
 	}
-	stamp, text, err := f.find(lines, from, how, generation)
+	search := f.searchFor(from, read.Follow, how, watched.in, func() { body.Close() }) //nolint:errcheck // as above
+	stamp, text, err := f.find(lines, from, how, generation, search)
+	if search.end() {
+		return false, errShort
+	}
 	if from.Sequence == 0 && err == nil && !whole {
-		why, doubtful := f.beginning.doubt(state, opened, stamp)
-		if doubtful && !how.kept && f.recoverable() {
-			return false, errLate
-		}
-		if doubtful {
+		if why, doubtful := f.beginning.doubt(state, opened, stamp); doubtful {
 			f.gap(ctx, generation, reasonRotated, why, timestamp(stamp))
 		}
 	}
@@ -424,15 +427,22 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, ho
 	}
 }
 
-// find returns the first line behind the cursor.
-func (f *follower) find(lines *lineReader, from Cursor, how readHow, generation int) (int64, []byte, error) {
+// find returns the first line behind the cursor. It ends the search when the cursor is found.
+func (f *follower) find(lines *lineReader, from Cursor, how readHow, generation int, search *search) (int64, []byte, error) {
 	if from.Sequence == 0 {
 		return lines.next()
 	}
 	var (
 		seen     seconds
 		headless error
+		earlier  bool  // there was a line of an earlier second
+		before   int64 // stamp of the line before, or 0
 	)
+	// The second of the last line may have begun in another file. Then its lines are not
+	// counted right, and among equal stamps it may be taken for another one.
+	unsure := func(stamp int64) bool {
+		return !how.kept && generation != noGeneration && !earlier && (before == 0 || before == stamp) && f.recoverable() && !f.recovery.idle
+	}
 	for {
 		stamp, text, err := lines.next()
 		var noStamp *noticeError
@@ -469,14 +479,20 @@ func (f *follower) find(lines *lineReader, from Cursor, how readHow, generation 
 			f.window.recount(generation, seen)
 			return stamp, text, err
 		case how.byTime:
+		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time && unsure(stamp):
+			return 0, nil, errLost
 		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time:
 			f.window.recount(generation, seen)
 			if err != nil { // the last line of an ended log may have no line end
 				return 0, nil, io.EOF
 			}
+			if search.end() {
+				return 0, nil, errShort
+			}
 			return lines.next()
 		case second == from.Second() && count >= from.LinesInSecond, second > from.Second()+1:
 			return 0, nil, errLost
 		}
+		before, earlier = stamp, earlier || second < from.Second()
 	}
 }

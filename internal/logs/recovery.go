@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/ottoscaler/ottoscaler/internal/logs/nodelog"
@@ -101,4 +102,49 @@ func (f *follower) pauseOf(how readHow) *pause {
 		rotated = func(context.Context) bool { return false }
 	}
 	return &pause{rotated: rotated, every: f.probeEvery, count: f.metrics.pauses}
+}
+
+// A search is the part of a read that follows in which the last line is looked for. It
+// ends when nothing comes for a while: the line is not in the log any more, and a worker
+// that is silent now would have us wait for its next line to find out. A nil search has
+// no end.
+type search struct {
+	over   chan struct{}
+	failed atomic.Bool
+}
+
+// searchFor begins the search of a read, which giveUp ends.
+func (f *follower) searchFor(from Cursor, follows bool, how readHow, in *arrivalReader, giveUp func()) *search {
+	if from.Sequence == 0 || !follows || how != (readHow{}) || f.recovery.idle {
+		return nil
+	}
+	s := &search{over: make(chan struct{})}
+	go func() {
+		for quiet := time.Duration(0); quiet < f.endWait; quiet = time.Since(time.Unix(0, in.at.Load())) {
+			timer := time.NewTimer(f.endWait - quiet)
+			select {
+			case <-timer.C:
+			case <-s.over:
+				timer.Stop()
+				return
+			}
+		}
+		s.failed.Store(true)
+		giveUp()
+	}()
+	return s
+}
+
+// end ends a search, if that was not done yet, and reports whether it came to its end
+// without the line.
+func (s *search) end() (failed bool) {
+	if s == nil {
+		return false
+	}
+	select {
+	case <-s.over:
+	default:
+		close(s.over)
+	}
+	return s.failed.Load()
 }

@@ -109,7 +109,7 @@ func (f *follower) probe(ctx context.Context) error {
 	}
 	defer body.Close()                                      //nolint:errcheck // nothing was written
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
-	_, _, err = f.find(newLineReader(body, func() {}), from, readHow{}, noGeneration)
+	_, _, err = f.find(newLineReader(body, func() {}), from, readHow{}, noGeneration, nil)
 	if errors.Is(err, errTorn) {
 		return io.EOF
 	}

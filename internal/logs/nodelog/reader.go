@@ -54,7 +54,7 @@ func (c *Client) openFile(ctx context.Context, log Log, name string, packed bool
 	}
 	if len(head) > 0 {
 		stamp, _, _ := bytes.Cut(head, []byte{' '})
-		if f.first, err = time.Parse(time.RFC3339Nano, string(stamp)); err != nil && bytes.IndexByte(head, '\n') >= 0 {
+		if f.first, err = time.Parse(time.RFC3339Nano, string(stamp)); err != nil && (len(head) == longestStamp || bytes.IndexByte(head, '\n') >= 0) {
 			f.body.Close() //nolint:errcheck // as above
 			return nil, fmt.Errorf("log file %s is not in the format of the container runtime interface", path)
 		}
