@@ -50,22 +50,20 @@ type logFault struct {
 	// recover says that the relay may read what the node has rotated away.
 	recover bool
 	// rate is how many lines a worker prints each second; 0 is as fast as it can.
-	rate  int
+	rate int
+	// workers and lines are how many print how many, if not as many as in the other rows.
+	workers, lines int
+
 	wreck func(ctx context.Context, s *logSite, every time.Duration) (kills int, err error)
 }
 
 var logMatrix = []logFault{
-	{"relay, log server, API server and kubelet killed at random", "", false, 400, killAtRandom(
-		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"the same, with log rotation", "512Ki", true, 400, killAtRandom(
-		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"the same, and the nodes show no rotated logs", "512Ki", false, 400, killAtRandom(
-		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"log server away until all is printed, relay killed meanwhile", "", false, 400, serverAway},
-	{"workers print faster than the node keeps, with log rotation", "64Ki", true, 0, func(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
-		<-ctx.Done()
-		return 0, nil
-	}},
+	{name: "relay, log server, API server and kubelet killed at random", rate: 400, wreck: killAll},
+	{name: "the same, with log rotation", rotate: "512Ki", recover: true, rate: 400, wreck: killAll},
+	{name: "the same, with log rotation and no access to the nodes", rotate: "512Ki", rate: 400, wreck: killAll},
+	{name: "log server away until all is printed, relay killed meanwhile", rate: 400, wreck: serverAway},
+	{name: "workers print faster than the log server takes, with log rotation", rotate: "64Ki", recover: true, workers: 4, lines: 400_000, wreck: nothing},
+	{name: "the same, and no access to the nodes", rotate: "64Ki", workers: 4, lines: 400_000, wreck: nothing},
 }
 
 // logSite is an installation with a real kubelet, as programs on this machine, and
@@ -93,7 +91,7 @@ func runLogs(ctx context.Context, quick bool) ([]LogRow, error) {
 		if !selected {
 			continue
 		}
-		row, err := injectIntoLogs(ctx, f, workers, lines, every, away)
+		row, err := injectIntoLogs(ctx, f, cmp.Or(f.workers, workers), cmp.Or(f.lines, lines), every, away)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -294,7 +292,8 @@ func (s *logSite) judge(ctx context.Context, row *LogRow, worker nestjs.Worker, 
 }
 
 // judgeLines counts in a row what is wrong with a log. Its lines say their numbers; an
-// empty one is a gap, behind which numbers may jump.
+// empty one is a gap, behind which numbers may jump. A gap may end within a line, of which
+// the node has but the rest: that must be the end of the line before the next one.
 func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 	const (
 		unseen = iota
@@ -303,15 +302,19 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 		marked // jumped over behind a gap
 	)
 	state := make([]byte, want+1)
-	last, gap := 0, false
-	jump := func(next int) {
+	last, gap, torn := 0, false, ""
+	jump := func(next int) error {
+		if torn != "" && !restOf(torn, name, next-1, last) {
+			return fmt.Errorf("the log of %s has a line that it did not print, before line %d: %q", name, next, torn)
+		}
 		for n := last + 1; n < next; n++ {
 			state[n] = lost
 			if gap {
 				state[n] = marked
 			}
 		}
-		last, gap = next, false
+		last, gap, torn = next, false, ""
+		return nil
 	}
 	scanner := bufio.NewScanner(log)
 	for scanner.Scan() {
@@ -321,8 +324,9 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 			continue
 		}
 		number, ok := strings.CutPrefix(text, name+" line ")
-		if !ok && gap && endOfLine(text, name, want) {
-			continue // its beginning was put away; that it is missing is marked
+		if !ok && gap && torn == "" {
+			torn = text
+			continue
 		}
 		n, err := strconv.Atoi(number)
 		if !ok || err != nil || n < 1 || n > want {
@@ -334,11 +338,15 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 		case n <= last:
 			row.Reordered++
 		default:
-			jump(n)
+			if err := jump(n); err != nil {
+				return err
+			}
 		}
 		state[n] = seen
 	}
-	jump(want + 1)
+	if err := jump(want + 1); err != nil {
+		return err
+	}
 	for _, of := range state[1:] {
 		switch of {
 		case lost:
@@ -350,14 +358,10 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 	return scanner.Err()
 }
 
-// endOfLine tells whether a text can be the end of a line that a worker prints.
-func endOfLine(text, name string, want int) bool {
-	for n := 1; n <= want; n++ {
-		if line := name + " line " + strconv.Itoa(n); text != line && strings.HasSuffix(line, text) {
-			return true
-		}
-	}
-	return false
+// restOf tells whether a text is the rest of the line of that number, behind the last one.
+func restOf(text, name string, number, last int) bool {
+	line := name + " line " + strconv.Itoa(number)
+	return number > last && len(text) < len(line) && strings.HasSuffix(line, text)
 }
 
 // A victim is killed and brought back.
@@ -365,6 +369,17 @@ type victim struct {
 	name string
 	kill func(ctx context.Context, s *logSite) error
 }
+
+// nothing is not even killed.
+func nothing(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
+	<-ctx.Done()
+	return 0, nil
+}
+
+// killAll kills whatever a line passes on its way.
+var killAll = killAtRandom(
+	victim{"relay", killRelay}, victim{"log server", killServer},
+	victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})
 
 // killAtRandom kills one of the victims after the other, at random moments.
 func killAtRandom(victims ...victim) func(context.Context, *logSite, time.Duration) (int, error) {
