@@ -62,8 +62,8 @@ var logMatrix = []logFault{
 	{name: "the same, with log rotation", rotate: "512Ki", recover: true, rate: 400, wreck: killAll},
 	{name: "the same, with log rotation and no access to the nodes", rotate: "512Ki", rate: 400, wreck: killAll},
 	{name: "log server away until all is printed, relay killed meanwhile", rate: 400, wreck: serverAway},
-	{name: "workers print faster than the log server takes, with log rotation", rotate: "64Ki", recover: true, workers: 4, lines: 400_000, wreck: nothing},
-	{name: "the same, and no access to the nodes", rotate: "64Ki", workers: 4, lines: 400_000, wreck: nothing},
+	{name: "workers print faster than the log server takes, with log rotation", rotate: "64Ki", recover: true, workers: 4, lines: 1_000_000, wreck: nothing},
+	{name: "the same, and no access to the nodes", rotate: "64Ki", workers: 4, lines: 1_000_000, wreck: nothing},
 }
 
 // logSite is an installation with a real kubelet, as programs on this machine, and
