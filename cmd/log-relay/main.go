@@ -83,7 +83,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.LogStreams == auto {
 		splits = cluster.Splits
 	}
-	var kept logs.KeptFunc
+	var kept logs.Keeper
 	if cfg.RotatedLogsAccount != "" {
 		nodes, err := logs.NewNodes(access, cfg.Namespace, logs.NodeOptions{
 			Account: cfg.RotatedLogsAccount, Port: cfg.KubeletPort, CAFile: cfg.KubeletCAFile, Insecure: cfg.KubeletInsecure, Log: log,
@@ -91,7 +91,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		if err != nil {
 			return daemon.Misconfigured(fmt.Errorf("preparing the way to the nodes: %w", err))
 		}
-		kept = nodes.Open
+		kept = nodes
 	}
 	var store *spool.Store
 	if cfg.SpoolDir != "" {

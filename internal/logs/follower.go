@@ -73,7 +73,7 @@ const (
 // followerConfig is what all followers share.
 type followerConfig struct {
 	open       OpenFunc
-	kept       KeptFunc                       // nil if what a node has rotated away is not read
+	kept       Keeper                         // nil if what a node has rotated away is not read
 	splits     func(ctx context.Context) bool // whether open gives one stream alone; nil if not
 	client     logsv1.LogServiceClient
 	outage     *outage // of the log server
@@ -359,8 +359,10 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, ho
 		return false, err
 	}
 	defer body.Close() //nolint:errcheck // nothing was written
-	if from.Sequence == 0 && !how.kept && f.recoverable() && f.beginning.late(state, opened) {
-		return false, errLate
+	if from.Sequence == 0 && !how.kept {
+		if whole, err = f.begins(ctx, state, read, opened); err != nil {
+			return false, err
+		}
 	}
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above

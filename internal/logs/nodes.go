@@ -27,10 +27,15 @@ type Kept interface {
 	Whole() bool
 }
 
-// KeptFunc opens what the node has kept of a log, the files included that it has rotated
-// away. It does not follow. Once it has said that the log may not be read, it says so
-// again for a while without asking.
-type KeptFunc func(ctx context.Context, read Read) (Kept, error)
+// A Keeper has what nodes have kept of logs. It is safe for concurrent use. Once it has
+// said that a node does not let us read, it says so again for a while without asking.
+type Keeper interface {
+	// Open opens all that the node has of a log, the files included that it has rotated
+	// away. It does not follow.
+	Open(ctx context.Context, read Read) (Kept, error)
+	// Rotated reports whether the node has rotated the log.
+	Rotated(ctx context.Context, read Read) (bool, error)
+}
 
 // NodeOptions say how the nodes are asked for rotated logs.
 type NodeOptions struct {
@@ -48,7 +53,7 @@ type NodeOptions struct {
 	Log *slog.Logger
 }
 
-// Nodes are the nodes of a cluster, as far as they keep logs.
+// Nodes are the nodes of a cluster, as far as they keep logs. It is a [Keeper].
 type Nodes struct {
 	client   nodelog.Client
 	accounts typedcorev1.ServiceAccountInterface
@@ -120,11 +125,26 @@ func NewNodes(config *rest.Config, namespace string, options NodeOptions) (*Node
 	return n, nil
 }
 
-// Open is a [KeptFunc].
-func (n *Nodes) Open(ctx context.Context, read Read) (Kept, error) {
-	if read.Node == "" {
-		return nil, nodelog.ErrNone
+// Rotated implements [Keeper].
+func (n *Nodes) Rotated(ctx context.Context, read Read) (bool, error) {
+	if err := n.refusal(read.Node); err != nil {
+		return false, err
 	}
+	rotated, err := n.client.Rotated(ctx, logOf(read))
+	n.report(ctx, read.Node, err)
+	return rotated, err
+}
+
+// logOf translates what is to be read.
+func logOf(read Read) nodelog.Log {
+	return nodelog.Log{
+		Host: read.Node, Namespace: read.Namespace, Pod: read.Pod, UID: string(read.PodUID),
+		Container: read.Container, RestartCount: read.RestartCount, Ended: !read.Follow, Since: read.Since,
+	}
+}
+
+// Open implements [Keeper].
+func (n *Nodes) Open(ctx context.Context, read Read) (Kept, error) {
 	if err := n.refusal(read.Node); err != nil {
 		return nil, err
 	}
@@ -133,10 +153,7 @@ func (n *Nodes) Open(ctx context.Context, read Read) (Kept, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	r, err := n.client.Open(ctx, nodelog.Log{
-		Host: read.Node, Namespace: read.Namespace, Pod: read.Pod, UID: string(read.PodUID),
-		Container: read.Container, RestartCount: read.RestartCount, Ended: !read.Follow, Since: read.Since,
-	})
+	r, err := n.client.Open(ctx, logOf(read))
 	n.report(ctx, read.Node, err)
 	if err != nil {
 		<-n.places
@@ -158,6 +175,9 @@ func (r *keptReader) Close() error {
 
 // refusal returns what a node has said not long ago, or nil.
 func (n *Nodes) refusal(node string) error {
+	if node == "" {
+		return nodelog.ErrNone // the cluster does not say where it is
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if r := n.refused[node]; time.Now().Before(r.until) {

@@ -80,6 +80,19 @@ func (r *recovery) failed(ctx context.Context, log *slog.Logger, was readHow, pr
 	return readHow{}
 }
 
+// begins tells whether a log that was opened at its beginning, not at the node, begins
+// with the first line that was printed, or returns errLate.
+func (f *follower) begins(ctx context.Context, state State, read Read, opened time.Time) (whole bool, err error) {
+	if !f.recoverable() {
+		return false, nil
+	}
+	rotated, err := f.kept.Rotated(ctx, read)
+	if err == nil && rotated || err != nil && f.beginning.late(state, opened) {
+		return false, errLate
+	}
+	return err == nil, nil
+}
+
 // openLog opens the log, or all that the node has of it. In the latter case it tells
 // whether that begins with the first line that was printed.
 func (f *follower) openLog(ctx context.Context, read Read, how readHow) (body io.ReadCloser, whole bool, err error) {
@@ -87,7 +100,7 @@ func (f *follower) openLog(ctx context.Context, read Read, how readHow) (body io
 		body, err = f.open(ctx, read)
 		return body, false, err
 	}
-	kept, err := f.kept(ctx, read)
+	kept, err := f.kept.Open(ctx, read)
 	if err != nil {
 		return nil, false, err
 	}

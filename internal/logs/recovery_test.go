@@ -24,12 +24,25 @@ type keptSource struct {
 
 func (k keptSource) Whole() bool { return k.whole }
 
+// A keeper is a node as a test wants it.
+type keeper func(ctx context.Context) (Kept, error)
+
+func (k keeper) Open(ctx context.Context, _ Read) (Kept, error) { return k(ctx) }
+
+func (k keeper) Rotated(ctx context.Context, _ Read) (bool, error) {
+	kept, err := k(ctx)
+	if err != nil {
+		return false, err
+	}
+	return !kept.Whole(), kept.Close()
+}
+
 // keeps lets the rig's follower read what the node has rotated away.
 func (r *rig) keeps() {
-	r.follow.kept = func(ctx context.Context, _ Read) (Kept, error) {
+	r.follow.kept = keeper(func(ctx context.Context) (Kept, error) {
 		body, whole := r.source.Kept(ctx)
 		return keptSource{body, whole}, nil
-	}
+	})
 }
 
 func (r *rig) wantNoGap() {
@@ -86,6 +99,24 @@ func TestBeginningThatWasRotatedAwayIsReadAtTheNode(t *testing.T) {
 		r.check(want)
 		r.wantNoGap()
 	}
+}
+
+func TestLogThatWasRotatedBeforeAnybodyCouldReadItIsReadAtTheNode(t *testing.T) {
+	r := newTestRig(t)
+	r.keeps()
+	now := time.Now()
+	r.state.Began = now
+	want := r.print(now.Add(time.Millisecond))
+	r.source.Rotate()
+	want = append(want, r.print(now.Add(2*time.Millisecond))...)
+	r.start(t.Context())
+	r.await(2)
+	r.end()
+	if err := r.finish(); err != nil {
+		t.Errorf("following: %v", err)
+	}
+	r.check(want)
+	r.wantNoGap()
 }
 
 func TestBeginningThatTheNodeHasRemovedLeavesAGap(t *testing.T) {
@@ -205,10 +236,10 @@ func TestNodeThatRefusesLeavesAGapAndIsNotAskedAgain(t *testing.T) {
 	for _, why := range []error{nodelog.ErrRefused, nodelog.ErrNone} {
 		r := newTestRig(t)
 		asked := 0
-		r.follow.kept = func(context.Context, Read) (Kept, error) {
+		r.follow.kept = keeper(func(context.Context) (Kept, error) {
 			asked++
 			return nil, fmt.Errorf("asking: %w", why)
-		}
+		})
 		want := r.print(at(1, 2)...)
 		r.start(t.Context())
 		r.await(2)
@@ -223,8 +254,8 @@ func TestNodeThatRefusesLeavesAGapAndIsNotAskedAgain(t *testing.T) {
 			t.Errorf("following: %v", err)
 		}
 		r.check(want)
-		if asked != 1 {
-			t.Errorf("%v: asked %d times, want 1", why, asked)
+		if asked != 2 { // about the beginning, and about the first rotation
+			t.Errorf("%v: asked %d times, want 2", why, asked)
 		}
 	}
 }
@@ -237,12 +268,12 @@ func TestNodeThatFailsIsAskedAgain(t *testing.T) {
 		r := newTestRig(t)
 		r.keeps()
 		good, asked := r.follow.kept, 0
-		r.follow.kept = func(ctx context.Context, read Read) (Kept, error) {
-			if asked++; asked <= row.failures {
+		r.follow.kept = keeper(func(ctx context.Context) (Kept, error) {
+			if asked++; asked > 1 && asked <= 1+row.failures { // the first is about the beginning
 				return nil, errBroken
 			}
-			return good(ctx, read)
-		}
+			return good.Open(ctx, Read{})
+		})
 		want := r.print(at(1, 2)...)
 		r.start(t.Context())
 		r.await(2)

@@ -35,9 +35,9 @@ type Options struct {
 	// Splits reports whether Open gives stdout and stderr by themselves, which takes two
 	// more connections for each log. Nil leaves open where lines were written to.
 	Splits func(ctx context.Context) bool
-	// Kept opens what a node has kept of a log. Nil for a relay that marks what was rotated
+	// Kept has what nodes have kept of logs. Nil for a relay that marks what was rotated
 	// away before it was read as a gap.
-	Kept KeptFunc
+	Kept Keeper
 	// Exists asks the cluster itself whether a pod exists.
 	Exists func(ctx context.Context, name, uid string) (bool, error)
 	// Mask returns what hides a worker's secrets, or nil; it may block until that is

@@ -81,6 +81,16 @@ func (c *Client) url(log Log, name string) string {
 	return u.String()
 }
 
+// Rotated reports whether the node has rotated a log. Whoever has opened the current file
+// before, and is told that it was not, has all that was ever printed.
+func (c *Client) Rotated(ctx context.Context, log Log) (bool, error) {
+	files, err := c.list(ctx, log)
+	if err == nil && len(files.rotated) == 0 && !files.current {
+		err = ErrNone
+	}
+	return len(files.rotated) > 0, err
+}
+
 // Open opens all files that the node has of a log, from the one with the oldest line that
 // is wanted to the current one. What is open stays readable when the node removes it. No
 // file between two of them is missing. The answer is valid until ctx ends, and must be

@@ -114,6 +114,9 @@ func (n *node) wantLog(whole bool, want ...string) {
 	if r.Whole() != whole {
 		n.t.Errorf("whole: got %t, want %t", r.Whole(), whole)
 	}
+	if rotated, err := n.client.Rotated(n.t.Context(), n.log); err != nil || rotated == whole {
+		n.t.Errorf("rotated: got %t, %v, want %t", rotated, err, !whole)
+	}
 }
 
 // entry is a line of a file, and line the same as the API gives it.
@@ -310,6 +313,9 @@ func TestWhatIsNotThereIsSaidSo(t *testing.T) {
 	n.log.Ended = true
 	if _, err := n.client.Open(t.Context(), n.log); !errors.Is(err, ErrNone) {
 		t.Errorf("an empty folder: got %v, want %v", err, ErrNone)
+	}
+	if _, err := n.client.Rotated(t.Context(), n.log); !errors.Is(err, ErrNone) {
+		t.Errorf("whether an empty folder was rotated: got %v, want %v", err, ErrNone)
 	}
 	n.log.Container = "other"
 	if _, err := n.client.Open(t.Context(), n.log); !errors.Is(err, ErrNone) {
