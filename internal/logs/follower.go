@@ -354,16 +354,11 @@ func unreadable(err error) bool {
 func (f *follower) readOnce(ctx context.Context, generation int, state State, how readHow) (progress bool, err error) {
 	from, opened := f.window.end(), time.Now()
 	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended, Node: state.Node}
-	body, whole, err := f.openLog(ctx, read, how)
+	body, whole, err := f.openLog(ctx, from, state, read, how)
 	if err != nil {
 		return false, err
 	}
 	defer body.Close() //nolint:errcheck // nothing was written
-	if from.Sequence == 0 && !how.kept {
-		if whole, err = f.begins(ctx, state, read, opened); err != nil {
-			return false, err
-		}
-	}
 	// A read that is blocked in its body does not see ctx by itself.
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
 	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
@@ -422,7 +417,7 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, ho
 		return progress, nil
 	case errors.Is(err, errTorn):
 		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream, nil)
-	case errors.Is(err, errLost) || errors.Is(err, errShort):
+	case doubtful(err):
 		return progress, err
 	default:
 		return progress, fmt.Errorf("reading the log: %w", err)

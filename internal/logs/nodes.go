@@ -33,8 +33,9 @@ type Keeper interface {
 	// Open opens all that the node has of a log, the files included that it has rotated
 	// away. It does not follow.
 	Open(ctx context.Context, read Read) (Kept, error)
-	// Rotated reports whether the node has rotated the log.
-	Rotated(ctx context.Context, read Read) (bool, error)
+	// Rotated names the rotated files that the node has of a log. A new one means that the
+	// log was rotated.
+	Rotated(ctx context.Context, read Read) ([]string, error)
 }
 
 // NodeOptions say how the nodes are asked for rotated logs.
@@ -126,9 +127,9 @@ func NewNodes(config *rest.Config, namespace string, options NodeOptions) (*Node
 }
 
 // Rotated implements [Keeper].
-func (n *Nodes) Rotated(ctx context.Context, read Read) (bool, error) {
+func (n *Nodes) Rotated(ctx context.Context, read Read) ([]string, error) {
 	if err := n.refusal(read.Node); err != nil {
-		return false, err
+		return nil, err
 	}
 	rotated, err := n.client.Rotated(ctx, logOf(read))
 	n.report(ctx, read.Node, err)

@@ -80,31 +80,42 @@ func (r *recovery) failed(ctx context.Context, log *slog.Logger, was readHow, pr
 	return readHow{}
 }
 
-// begins tells whether a log that was opened at its beginning, not at the node, begins
-// with the first line that was printed, or returns errLate.
-func (f *follower) begins(ctx context.Context, state State, read Read, opened time.Time) (whole bool, err error) {
+// openLog opens the log, or all that the node has of it. It tells whether that certainly
+// begins with the first line that was printed. If it certainly does not, and the node may
+// have that, the error is errLate.
+func (f *follower) openLog(ctx context.Context, from Cursor, state State, read Read, how readHow) (body io.ReadCloser, whole bool, err error) {
+	if how.kept {
+		kept, err := f.kept.Open(ctx, read)
+		if err != nil {
+			return nil, false, err
+		}
+		return kept, kept.Whole(), nil
+	}
 	if !f.recoverable() {
-		return false, nil
-	}
-	rotated, err := f.kept.Rotated(ctx, read)
-	if err == nil && rotated || err != nil && f.beginning.late(state, opened) {
-		return false, errLate
-	}
-	return err == nil, nil
-}
-
-// openLog opens the log, or all that the node has of it. In the latter case it tells
-// whether that begins with the first line that was printed.
-func (f *follower) openLog(ctx context.Context, read Read, how readHow) (body io.ReadCloser, whole bool, err error) {
-	if !how.kept {
 		body, err = f.open(ctx, read)
 		return body, false, err
 	}
-	kept, err := f.kept.Open(ctx, read)
-	if err != nil {
+	opened := time.Now()
+	var known []string
+	var knownErr error
+	if from.Sequence > 0 {
+		known, knownErr = f.kept.Rotated(ctx, read)
+	}
+	if body, err = f.open(ctx, read); err != nil {
 		return nil, false, err
 	}
-	return kept, kept.Whole(), nil
+	if from.Sequence == 0 {
+		known, knownErr = f.kept.Rotated(ctx, read)
+		if knownErr == nil && len(known) > 0 || knownErr != nil && f.beginning.late(state, opened) {
+			body.Close() //nolint:errcheck // it was only read
+			return nil, false, errLate
+		}
+		whole = knownErr == nil
+	}
+	if read.Follow && knownErr == nil {
+		body = newGate(body, known, func() ([]string, error) { return f.kept.Rotated(ctx, read) })
+	}
+	return body, whole, nil
 }
 
 // pauseOf returns how a read is held back. Files of the node that are open stay, and need

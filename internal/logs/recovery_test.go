@@ -19,29 +19,34 @@ import (
 // keptSource is what a node has of the log of a rig.
 type keptSource struct {
 	io.ReadCloser
-	whole bool
+	rotated []string
 }
 
-func (k keptSource) Whole() bool { return k.whole }
+func (k keptSource) Whole() bool { return len(k.rotated) == 0 }
 
 // A keeper is a node as a test wants it.
 type keeper func(ctx context.Context) (Kept, error)
 
 func (k keeper) Open(ctx context.Context, _ Read) (Kept, error) { return k(ctx) }
 
-func (k keeper) Rotated(ctx context.Context, _ Read) (bool, error) {
+func (k keeper) Rotated(ctx context.Context, _ Read) ([]string, error) {
 	kept, err := k(ctx)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
-	return !kept.Whole(), kept.Close()
+	names := kept.(keptSource).rotated //nolint:errcheck,forcetypeassert // it has no other
+	return names, kept.Close()
 }
 
 // keeps lets the rig's follower read what the node has rotated away.
 func (r *rig) keeps() {
 	r.follow.kept = keeper(func(ctx context.Context) (Kept, error) {
-		body, whole := r.source.Kept(ctx)
-		return keptSource{body, whole}, nil
+		body, rotations := r.source.Kept(ctx)
+		var names []string
+		for n := range rotations {
+			names = append(names, fmt.Sprint(n))
+		}
+		return keptSource{body, names}, nil
 	})
 }
 
@@ -254,10 +259,23 @@ func TestNodeThatRefusesLeavesAGapAndIsNotAskedAgain(t *testing.T) {
 			t.Errorf("following: %v", err)
 		}
 		r.check(want)
-		if asked != 2 { // about the beginning, and about the first rotation
-			t.Errorf("%v: asked %d times, want 2", why, asked)
+		if asked != 3 { // about the beginning, and twice about the first rotation
+			t.Errorf("%v: asked %d times, want 3", why, asked)
 		}
 	}
+}
+
+// A failingKeeper does not open logs so many times.
+type failingKeeper struct {
+	Keeper
+	failures int
+}
+
+func (k *failingKeeper) Open(ctx context.Context, read Read) (Kept, error) {
+	if k.failures--; k.failures >= 0 {
+		return nil, errBroken
+	}
+	return k.Keeper.Open(ctx, read)
 }
 
 func TestNodeThatFailsIsAskedAgain(t *testing.T) {
@@ -267,13 +285,7 @@ func TestNodeThatFailsIsAskedAgain(t *testing.T) {
 	}{{1, false}, {keptTries - 1, false}, {keptTries, true}} {
 		r := newTestRig(t)
 		r.keeps()
-		good, asked := r.follow.kept, 0
-		r.follow.kept = keeper(func(ctx context.Context) (Kept, error) {
-			if asked++; asked > 1 && asked <= 1+row.failures { // the first is about the beginning
-				return nil, errBroken
-			}
-			return good.Open(ctx, Read{})
-		})
+		r.follow.kept = &failingKeeper{r.follow.kept, row.failures}
 		want := r.print(at(1, 2)...)
 		r.start(t.Context())
 		r.await(2)

@@ -143,8 +143,8 @@ func TestNodeThatRefusesLeavesAGapAndOneWarning(t *testing.T) {
 	if gone := missing(t, worker, log, 20*rate); len(gone) == 0 || gone[len(gone)-1]-gone[0]+1 != len(gone) {
 		t.Errorf("%d lines are missing, want some, next to each other", len(gone))
 	}
-	if said := linesOf(t, "does not show its rotated logs"); len(said) != 1 || !strings.Contains(said[0], "nodes/log") {
-		t.Errorf("the relay says %q, want one line about nodes/log", said)
+	if said := linesOf(t, "does not show its rotated logs"); len(said) != 2 || !strings.Contains(said[0], "nodes/log") {
+		t.Errorf("two relays say %q, want one line about nodes/log each", said)
 	}
 }
 

@@ -11,19 +11,20 @@ import (
 // A Source is the log of one container instance as a kubelet keeps it. Each read
 // of it sees what is there, and, if it follows, what comes. It breaks on command.
 type Source struct {
-	mu      sync.Mutex
-	changed chan struct{}
-	lines   []sourceLine
-	ended   bool
-	rotated int // lines before this one are in another file than the current one
-	removed int // lines before this one are in no file any more
-	skipped int // reads that follow pass over lines before this one
-	reads   int
-	cut     int // grows with each Cut
-	cutWith error
-	limit   func(read int) (bytes int, err error)
-	kept    int
-	keptLim func(read int) (bytes int, err error)
+	mu        sync.Mutex
+	changed   chan struct{}
+	lines     []sourceLine
+	ended     bool
+	rotated   int // lines before this one are in another file than the current one
+	rotations int
+	removed   int // lines before this one are in no file any more
+	skipped   int // reads that follow pass over lines before this one
+	reads     int
+	cut       int // grows with each Cut
+	cutWith   error
+	limit     func(read int) (bytes int, err error)
+	kept      int
+	keptLim   func(read int) (bytes int, err error)
 }
 
 type sourceLine struct {
@@ -69,6 +70,7 @@ func (s *Source) Rotate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rotated = len(s.lines)
+	s.rotations++
 }
 
 // Remove removes the files with lines that were rotated away, but for the newest lines.
@@ -85,6 +87,7 @@ func (s *Source) PrintUnseen(stamp time.Time, text string) {
 	defer s.mu.Unlock()
 	s.lines = append(s.lines, sourceLine{stamp: stamp, text: text})
 	s.skipped, s.rotated = len(s.lines), len(s.lines)
+	s.rotations++
 }
 
 // Cut breaks every read that goes on now. A nil error is a clean end.
@@ -112,8 +115,8 @@ func (s *Source) LimitKept(limit func(read int) (bytes int, err error)) {
 	s.keptLim = limit
 }
 
-// Kept opens all files that there are of the log, and tells whether it was never rotated.
-func (s *Source) Kept(ctx context.Context) (body io.ReadCloser, whole bool) {
+// Kept opens all files that there are of the log, and tells how often it was rotated.
+func (s *Source) Kept(ctx context.Context) (body io.ReadCloser, rotations int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.kept++
@@ -122,7 +125,7 @@ func (s *Source) Kept(ctx context.Context) (body io.ReadCloser, whole bool) {
 	if s.keptLim != nil {
 		r.left, r.limitErr = s.keptLim(s.kept)
 	}
-	return r, s.rotated == 0
+	return r, s.rotations
 }
 
 // KeptReads returns how often Kept was called.

@@ -81,14 +81,15 @@ func (c *Client) url(log Log, name string) string {
 	return u.String()
 }
 
-// Rotated reports whether the node has rotated a log. Whoever has opened the current file
-// before, and is told that it was not, has all that was ever printed.
-func (c *Client) Rotated(ctx context.Context, log Log) (bool, error) {
+// Rotated lists the rotated files that the node has of a log, by names that they keep when
+// they are compressed. Whoever has opened the current file before, and is told of none, has
+// all that was ever printed.
+func (c *Client) Rotated(ctx context.Context, log Log) ([]string, error) {
 	files, err := c.list(ctx, log)
 	if err == nil && len(files.rotated) == 0 && !files.current {
 		err = ErrNone
 	}
-	return len(files.rotated) > 0, err
+	return files.rotated, err
 }
 
 // Open opens all files that the node has of a log, from the one with the oldest line that
