@@ -206,6 +206,9 @@ func newLogSite(ctx context.Context, f logFault) (s *logSite, err error) {
 		}
 		s.Set(lab.LogRelay, "ROTATED_LOGS_ACCOUNT="+account)
 	}
+	// A scaler that cannot renew its lease for ten seconds ends, to be started again by a
+	// kubelet that is not here. The API server is away for as long on a busy machine.
+	s.Set(lab.Scaler, "LEASE_DURATION=2m")
 	s.events = l.Events(namespace)
 	all := []string{lab.Consumer, lab.Scaler, lab.LogRelay}
 	if err := s.Start(all...); err != nil {
