@@ -51,6 +51,8 @@ type logFault struct {
 	recover bool
 	// rate is how many lines a worker prints each second; 0 is as fast as it can.
 	rate int
+	// steady workers take as long to print as the log server is away, instead.
+	steady bool
 	// workers and lines are how many print how many, if not as many as in the other rows.
 	workers, lines int
 
@@ -61,7 +63,7 @@ var logMatrix = []logFault{
 	{name: "relay, log server, API server and kubelet killed at random", rate: 400, wreck: killAll},
 	{name: "the same, with log rotation", rotate: "512Ki", recover: true, rate: 400, wreck: killAll},
 	{name: "the same, with log rotation and no access to the nodes", rotate: "512Ki", rate: 400, wreck: killAll},
-	{name: "log server away until all is printed, relay killed meanwhile", rate: 400, wreck: serverAway},
+	{name: "log server away while all is printed, relay killed meanwhile", steady: true, wreck: serverAway},
 	{name: "workers print faster than the log server takes, with log rotation", rotate: "64Ki", recover: true, workers: 4, lines: 1_000_000, wreck: nothing},
 	{name: "the same, and no access to the nodes", rotate: "64Ki", workers: 4, lines: 1_000_000, wreck: nothing},
 }
@@ -109,6 +111,9 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 	}
 	defer func() { err = errors.Join(err, s.Close(err != nil || row.Lost+row.Repeated+row.Reordered > 0)) }()
 	s.away = away
+	if f.steady {
+		f.rate = int(float64(lines)/away.Seconds()) + 1
+	}
 	row = LogRow{Name: f.name, Workers: workers, Lines: lines}
 	begin := time.Now()
 	id, err := s.events.Send(ctx, map[string]string{
