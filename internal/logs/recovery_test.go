@@ -34,7 +34,7 @@ func (k keeper) Rotated(ctx context.Context, _ Read) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := kept.(keptSource).rotated //nolint:errcheck,forcetypeassert // it has no other
+	names := kept.(keptSource).rotated // it has no other
 	return names, kept.Close()
 }
 

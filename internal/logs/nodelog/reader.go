@@ -32,7 +32,7 @@ func (c *Client) openFile(ctx context.Context, log Log, name string, packed bool
 	if packed {
 		path += ".gz"
 	}
-	response, err := c.get(ctx, log, path)
+	response, err := c.get(ctx, log, path) //nolint:bodyclose // it is closed with the file
 	if err != nil {
 		return nil, err
 	}
