@@ -68,10 +68,10 @@ type Nodes struct {
 	refused map[string]refusal // by the node's address
 }
 
-// A refusal is the last one of a node.
+// A refusal is why a node was last of no use.
 type refusal struct {
 	err   error
-	until time.Time // before which it is not asked again
+	until time.Time // before which it is not asked again, if it has refused
 }
 
 const (
@@ -80,6 +80,8 @@ const (
 	mostKept = 32
 	// keptBuffer is how much of a file the connection to a node may hold.
 	keptBuffer = 64 << 10
+	// rotatedTimeout bounds a look at the names of files: lines wait for it.
+	rotatedTimeout = 3 * time.Second
 	// refusedFor is how long a node that refuses is left alone.
 	refusedFor = 5 * time.Minute
 	// tokenLife is how long a token for the nodes is asked for, and tokenRest how much of
@@ -131,8 +133,12 @@ func (n *Nodes) Rotated(ctx context.Context, read Read) ([]string, error) {
 	if err := n.refusal(read.Node); err != nil {
 		return nil, err
 	}
-	rotated, err := n.client.Rotated(ctx, logOf(read))
-	n.report(ctx, read.Node, err)
+	asking, cancel := context.WithTimeout(ctx, rotatedTimeout)
+	defer cancel()
+	rotated, err := n.client.Rotated(asking, logOf(read))
+	if ctx.Err() == nil {
+		n.report(ctx, read.Node, err)
+	}
 	return rotated, err
 }
 
@@ -155,7 +161,9 @@ func (n *Nodes) Open(ctx context.Context, read Read) (Kept, error) {
 		return nil, ctx.Err()
 	}
 	r, err := n.client.Open(ctx, logOf(read))
-	n.report(ctx, read.Node, err)
+	if ctx.Err() == nil {
+		n.report(ctx, read.Node, err)
+	}
 	if err != nil {
 		<-n.places
 		return nil, err
@@ -198,6 +206,9 @@ func (n *Nodes) report(ctx context.Context, node string, err error) {
 		if !known || reasonOf(was.err) != reasonOf(err) {
 			n.log.WarnContext(ctx, "a node does not show its rotated logs: what it rotates away before it is read becomes a gap", "node", node, "err", err)
 		}
+	case err != nil && !errors.Is(err, nodelog.ErrNone) && !known:
+		n.refused[node] = refusal{err: err}
+		n.log.WarnContext(ctx, "a node cannot be asked for its rotated logs, trying again", "node", node, "err", err)
 	case err == nil && known:
 		delete(n.refused, node)
 		n.log.InfoContext(ctx, "a node shows its rotated logs now", "node", node)

@@ -140,6 +140,23 @@ func TestRefusalOfANodeIsSaidOnce(t *testing.T) {
 	}
 }
 
+func TestNodeThatCannotBeReachedIsSaidOnceAndAskedAgain(t *testing.T) {
+	r := newNodesRig(t, false, true)
+	r.status = http.StatusInternalServerError
+	for range 3 {
+		if err := r.rotated(); err == nil || errors.Is(err, nodelog.ErrRefused) {
+			t.Errorf("got %v, want an error that may pass", err)
+		}
+	}
+	if n := strings.Count(r.story.String(), "cannot be asked"); n != 1 {
+		t.Errorf("it is said %d times, want once:\n%s", n, &r.story)
+	}
+	r.status = http.StatusOK
+	if err := r.rotated(); err != nil || !strings.Contains(r.story.String(), "shows its rotated logs now") {
+		t.Errorf("got %v, and it is said:\n%s", err, &r.story)
+	}
+}
+
 func TestCertificateOfAKubeletIsCheckedUnlessToldOtherwise(t *testing.T) {
 	if err := newNodesRig(t, false, false).rotated(); !errors.Is(err, nodelog.ErrRefused) {
 		t.Errorf("a certificate that nobody knows: got %v, want a refusal", err)
