@@ -47,6 +47,14 @@ type Config struct {
 	// LogStreams is auto or off. Telling stdout from stderr takes two more connections
 	// for each log.
 	LogStreams string `split_words:"true" default:"auto" desc:"tell stdout from stderr: off, or auto (where the cluster allows it)"`
+	// RotatedLogsAccount is a service account beside our own, with no right but to get
+	// nodes/log: its token goes to every node that has workers.
+	RotatedLogsAccount string `split_words:"true" desc:"service account whose token lets nodes show what they have rotated away; empty: that becomes a gap"`
+	// KubeletPort, KubeletCAFile and KubeletInsecure say how the nodes are reached for
+	// that, and known.
+	KubeletPort     int    `split_words:"true" default:"10250" desc:"port of the kubelets"`
+	KubeletCAFile   string `split_words:"true" desc:"PEM file of who signs the kubelets' certificates; empty: the cluster's own authority"`
+	KubeletInsecure bool   `split_words:"true" desc:"take any certificate of a kubelet: who is on the way can read the account's token and change lines"`
 	// MaskPatterns hide what they match in all logs. What a pool's Secrets hold is
 	// hidden where the pool says so.
 	MaskPatterns string `split_words:"true" desc:"regular expressions, one a line, of what to hide in lines (only their groups, if they have some)"`
@@ -99,6 +107,12 @@ func (c Config) Validate() error {
 	problems = append(problems, c.linkProblems()...)
 	if c.LogStreams != auto && c.LogStreams != off {
 		problem("LOG_STREAMS is %q: want auto or off", c.LogStreams)
+	}
+	if c.KubeletPort < 1 || c.KubeletPort > 65535 {
+		problem("KUBELET_PORT is %d: want 1 to 65535", c.KubeletPort)
+	}
+	if c.KubeletCAFile != "" && c.KubeletInsecure {
+		problem("KUBELET_CA_FILE is set, but KUBELET_INSECURE takes any certificate")
 	}
 	if _, err := mask.ParsePatterns(c.MaskPatterns); err != nil {
 		problem("MASK_PATTERNS: %w", err)

@@ -83,6 +83,16 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if cfg.LogStreams == auto {
 		splits = cluster.Splits
 	}
+	var kept logs.Keeper
+	if cfg.RotatedLogsAccount != "" {
+		nodes, err := logs.NewNodes(access, cfg.Namespace, logs.NodeOptions{
+			Account: cfg.RotatedLogsAccount, Port: cfg.KubeletPort, CAFile: cfg.KubeletCAFile, Insecure: cfg.KubeletInsecure, Log: log,
+		})
+		if err != nil {
+			return daemon.Misconfigured(fmt.Errorf("preparing the way to the nodes: %w", err))
+		}
+		kept = nodes
+	}
 	var store *spool.Store
 	if cfg.SpoolDir != "" {
 		store, err = spool.Open(cfg.SpoolDir, spool.Options{GroupBytes: cfg.SpoolWorkerBytes, TotalBytes: cfg.SpoolBytes})
@@ -96,6 +106,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Pods:         pods,
 		Open:         cluster.Open,
 		Splits:       splits,
+		Kept:         kept,
 		Exists:       cluster.Exists,
 		Mask:         secrets.Masker,
 		Server:       server,

@@ -22,6 +22,7 @@ func good() Config {
 		MaxWorkers: 1, BatchLines: 1, BatchBytes: 1024, BatchLinger: time.Millisecond,
 		HealthAddr: "127.0.0.1:0", DrainTimeout: time.Second,
 		SpoolWorkerBytes: 1 << 20, SpoolBytes: 1 << 20, LogDrainTimeout: time.Second, StreamAge: time.Minute,
+		KubeletPort: 10250,
 	}
 }
 
@@ -29,7 +30,7 @@ func TestEveryWrongVariableIsNamedAtOnce(t *testing.T) {
 	if err := good().Validate(); err != nil {
 		t.Errorf("a good configuration: %v", err)
 	}
-	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere", MaskPatterns: "fine\n[", SpoolBytes: -1}.Validate()
+	err := Config{BatchBytes: 1 << 20, QueueAddr: "nowhere", MaskPatterns: "fine\n[", SpoolBytes: -1, KubeletCAFile: "ca.crt", KubeletInsecure: true}.Validate()
 	if err == nil {
 		t.Fatal("an empty configuration is accepted")
 	}
@@ -37,7 +38,7 @@ func TestEveryWrongVariableIsNamedAtOnce(t *testing.T) {
 		"NAMESPACE", "INSTANCE_ID", "LOG_SERVER_ADDR", "QUEUE_ADDR", "HEALTH_ADDR", "MAX_WORKERS",
 		"BATCH_LINES", "BATCH_BYTES", "BATCH_LINGER", "DRAIN_TIMEOUT",
 		"LOG_SERVER_TLS", "LOG_SERVER_COMPRESSION", "LOG_SERVER_CONNECTIONS", "MASK_PATTERNS: line 2", "LOG_STREAMS",
-		"SPOOL_WORKER_BYTES", "SPOOL_BYTES", "LOG_DRAIN_TIMEOUT", "STREAM_AGE",
+		"SPOOL_WORKER_BYTES", "SPOOL_BYTES", "LOG_DRAIN_TIMEOUT", "STREAM_AGE", "KUBELET_PORT", "KUBELET_CA_FILE",
 	} {
 		if !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in %q", name, err)

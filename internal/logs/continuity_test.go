@@ -6,30 +6,33 @@ import (
 	"time"
 )
 
-func TestOnlyAReadThatIsBehindCanJumpOverAFile(t *testing.T) {
+func TestOnlySomeReadsCanHaveJumpedOverAFile(t *testing.T) {
 	opened := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	after := func(seconds float64) time.Time { return opened.Add(time.Duration(seconds * float64(time.Second))) }
 	for _, row := range []struct {
 		what          string
+		settled       bool    // there was a silence before
 		first, second float64 // when the lines were printed, in seconds after the read was opened
 		came          float64 // when the first one was read
 		want          bool
 	}{
-		{"one line after the other", 20, 20.1, 40, false},
-		{"a worker that was silent, and a read that waited", 20, 60, 20.1, false},
-		{"a read that is behind, and no silence", 20, 25, 40, false},
-		{"a read that is behind, over a silence as long as a rotation", 20, 31, 40, true},
-		{"a silence before the read was opened", -60, -10, 0.1, false},
-		{"a silence that began before the read was opened and was caught up with at once", -60, 5, 0.1, false},
-		{"a silence that began before the read was opened", -60, 20, 30, true},
+		{"one line after the other", false, 20, 20.1, 40, false},
+		{"the first silence of a read", false, 20, 60, 20.1, true},
+		{"a worker that is silent again, and a read that waited", true, 20, 60, 20.1, false},
+		{"a read that is behind, and no silence", true, 20, 21.9, 40, false},
+		{"a read that is behind, over a silence as long as a rotation", true, 20, 22.1, 40, true},
+		{"a silence before the read was opened", false, -60, -10, 0.1, false},
+		{"a silence that ended as the read was opened", false, -60, 1.9, 0.1, false},
+		{"a silence that began before the read was opened", false, -60, 2.1, 0.1, true},
 	} {
-		c := continuity{in: &arrivalReader{at: after(row.came)}, opened: opened}
+		c := continuity{in: &arrivalReader{}, opened: opened, settled: row.settled}
+		c.in.at.Store(after(row.came).UnixNano())
 		w := newWindow(windowLimits{lines: 5, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
 		w.resume(Cursor{})
-		if c.jumped(after(row.first).UnixNano(), w) {
+		if c.suspects(after(row.first).UnixNano(), w) {
 			t.Errorf("%s: the first line is no jump", row.what)
 		}
-		if got := c.jumped(after(row.second).UnixNano(), w); got != row.want {
+		if got := c.suspects(after(row.second).UnixNano(), w); got != row.want {
 			t.Errorf("%s: got %t, want %t", row.what, got, row.want)
 		}
 	}
@@ -40,15 +43,33 @@ func TestLinesThatWereTakenTogetherAreNoJump(t *testing.T) {
 	stamp := func(seconds int) int64 { return opened.Add(time.Duration(seconds) * time.Second).UnixNano() }
 	w := newWindow(windowLimits{lines: 500, batchBytes: 4 << 10, batches: 4, bytes: 16 << 10, linger: time.Hour}, &budget{limit: 1 << 20})
 	w.resume(Cursor{})
-	c := continuity{in: &arrivalReader{at: opened.Add(time.Minute)}, opened: opened}
-	c.jumped(stamp(20), w)
-	for second := 20; second <= 28; second++ { // of which jumped sees the first
+	c := continuity{in: &arrivalReader{}, opened: opened}
+	c.in.at.Store(opened.Add(time.Minute).UnixNano())
+	c.suspects(stamp(20), w)
+	for second := 20; second <= 28; second++ { // of which suspects sees the first
 		if err := w.add(t.Context(), w.generation, nil, stamp(second), []byte("x\n"), 0, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if c.jumped(stamp(30), w) {
-		t.Error("2 s after the line before it: got a jump")
+	if c.suspects(stamp(29), w) {
+		t.Error("1 s after the line before it: got a jump")
+	}
+}
+
+func TestLineBehindASilenceIsNeverTakenWithOthers(t *testing.T) {
+	lines := newLineReader(strings.NewReader("2026-11-25T12:00:00.000000000Z a\n2026-11-25T12:00:01.900000000Z b\n2026-11-25T12:00:04.000000000Z c\n"), nil)
+	if _, _, err := lines.next(); err != nil {
+		t.Fatal(err)
+	}
+	if _, text, ok := lines.peek(); !ok || string(text) != "b\n" {
+		t.Errorf("a line right behind: got %q, %t", text, ok)
+	}
+	lines.take()
+	if _, text, ok := lines.peek(); ok {
+		t.Errorf("a line behind a silence as long as a rotation: got %q", text)
+	}
+	if _, text, err := lines.next(); err != nil || string(text) != "c\n" {
+		t.Errorf("the same by itself: got %q, %v", text, err)
 	}
 }
 
@@ -90,7 +111,7 @@ func TestABeginningThatWasNotSeenIsDoubtful(t *testing.T) {
 		}
 		if row.silentFrom != none {
 			b.doubt(state, after(row.silentFrom), stamp) // as each read asks
-			b.silent(after(row.silentFrom), after(row.to))
+			b.silent(after(row.silentFrom), after(row.to), false)
 		}
 		if why, got := b.doubt(state, after(row.opened), stamp); got != row.want || got != strings.Contains(why, "late") {
 			t.Errorf("%s: got %t, %q, want %t", row.what, got, why, row.want)

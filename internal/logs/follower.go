@@ -29,6 +29,8 @@ type Read struct {
 	// Stream asks for one stream of the container alone: Stdout or Stderr, or "" for
 	// both in the order of the log. See [Cluster.Splits].
 	Stream string
+	// Node is the address of the node that has the log, or empty where that is not known.
+	Node string
 }
 
 // OpenFunc opens a log as Kubernetes gives it: each line begins with its time stamp
@@ -71,6 +73,7 @@ const (
 // followerConfig is what all followers share.
 type followerConfig struct {
 	open       OpenFunc
+	kept       Keeper                         // nil if what a node has rotated away is not read
 	splits     func(ctx context.Context) bool // whether open gives one stream alone; nil if not
 	client     logsv1.LogServiceClient
 	outage     *outage // of the log server
@@ -104,6 +107,8 @@ type follower struct {
 	mask func() *mask.Masker
 	// beginning is what is known about the time before the first line.
 	beginning beginning
+	// recovery is how it stands with reading what the node has rotated away.
+	recovery recovery
 
 	// What run leaves: the last acknowledged line, and, if the log is overdue, what was
 	// read behind it, and whether that is all there was.
@@ -200,7 +205,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 	var (
 		failures int
 		short    int
-		byTime   bool      // go on by time, because the last line is not found
+		how      readHow
 		atEnd    bool      // the last read came to the end of the log
 		came     time.Time // when a read came there last
 	)
@@ -219,13 +224,18 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			return true
 		}
 		opened := time.Now()
-		progress, err := f.readOnce(ctx, generation, state, byTime)
+		progress, err := f.readOnce(ctx, generation, state, how)
 		if progress {
 			attempt.Progress()
-			failures, byTime = 0, false
+			failures = 0
 		}
 		if progress || err == nil {
 			f.sources.over(ctx)
+		}
+		was := how
+		how = readHow{byTime: how.byTime && !how.kept && !progress}
+		if was.kept && err == nil {
+			f.recovery.done(progress)
 		}
 		if atEnd = err == nil; atEnd {
 			came = time.Now()
@@ -235,16 +245,30 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			return false
 		case err == nil && state.Ended && !progress:
 			if why, doubtful := f.beginning.doubt(state, opened, 0); doubtful && f.window.end().Sequence == 0 {
+				if !was.kept && f.recoverable() {
+					how = readHow{kept: true}
+					continue
+				}
 				f.gap(ctx, generation, reasonRotated, why, nil)
 			}
-			if byTime && !f.window.end().behindGap() {
+			if was.byTime && !f.window.end().behindGap() {
 				f.gap(ctx, generation, reasonRotated, "the last line was not found again, and none came after it", nil)
 			}
 			return true
 		case err == nil && state.Ended:
 			continue // one more read proves that nothing is left
+		case was.kept && err == nil:
+			continue // what came meanwhile is followed
+		case was.kept:
+			how = f.recovery.failed(ctx, f.log, was, progress, err)
+			continue
+		case f.recoverable() && (errors.Is(err, errLate) || !f.recovery.idle && doubtful(err)):
+			how = readHow{kept: true}
+			continue
+		case errors.Is(err, errLate) || errors.Is(err, errJumped):
+			continue
 		case errors.Is(err, errDoubt):
-			byTime = true
+			how.byTime = true
 			continue
 		case err == nil || errors.Is(err, errLost) || errors.Is(err, errShort):
 			if errors.Is(err, errShort) {
@@ -252,10 +276,11 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			} else {
 				short = 0
 			}
+			f.recovery.idle = false
 			if !state.Ended && f.awaitEnd(ctx) {
 				continue // with the new state; should it be the same log, then exactly
 			}
-			byTime = errors.Is(err, errLost) || short >= shortTries
+			how.byTime = !f.recoverable() && (errors.Is(err, errLost) || short >= shortTries)
 			continue
 		}
 		if failures++; !f.sources.explains(ctx, err) && failures == 1 {
@@ -305,6 +330,11 @@ func (f *follower) gap(ctx context.Context, generation int, reason, message stri
 	f.window.addGap(generation, &logsv1.Gap{Reason: reason, Message: message, ToTime: to})
 }
 
+// doubtful reports whether a read has ended because it may have missed lines.
+func doubtful(err error) bool {
+	return errors.Is(err, errLost) || errors.Is(err, errShort) || errors.Is(err, errDoubt) || errors.Is(err, errJumped)
+}
+
 // unreachable reports whether an error is about the way to the logs, and not an
 // answer about one of them.
 func unreachable(err error) bool {
@@ -321,10 +351,10 @@ func unreadable(err error) bool {
 
 // readOnce reads from the window's tail until the log ends, in which case the
 // error is nil, or breaks. It reports whether it has added lines.
-func (f *follower) readOnce(ctx context.Context, generation int, state State, byTime bool) (progress bool, err error) {
+func (f *follower) readOnce(ctx context.Context, generation int, state State, how readHow) (progress bool, err error) {
 	from, opened := f.window.end(), time.Now()
-	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended}
-	body, err := f.open(ctx, read)
+	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended, Node: state.Node}
+	body, whole, err := f.openLog(ctx, from, state, read, how)
 	if err != nil {
 		return false, err
 	}
@@ -334,26 +364,33 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	watched := continuity{in: &arrivalReader{Reader: body}, opened: opened}
 	lines := newLineReader(watched.in, f.metrics.cutLines.Inc)
 	lines.mask = f.mask
-	if f.splits != nil && f.splits(ctx) {
+	if !how.kept && f.splits != nil && f.splits(ctx) {
 		lines.labels = newLabels(ctx, f.open, read)
 		defer lines.labels.close()
 	}
-	hold := &pause{rotated: f.rotated, every: f.probeEvery, count: f.metrics.pauses}
-	watch := f.watchRead(ctx, read.Follow, func() { body.Close() }) //nolint:errcheck // as above
+	hold := f.pauseOf(how)
+	watch := f.watchRead(ctx, read.Follow && !how.kept, func() { body.Close() }) //nolint:errcheck // as above
 	defer watch.stop()
 
 	more := lines
 	if lines.mask != nil || lines.labels != nil {
 		more = nil // each line is looked at
 	}
-	stamp, text, err := f.find(lines, from, byTime, generation)
-	if from.Sequence == 0 && err == nil {
+	search := f.searchFor(from, read.Follow, how, watched.in, func() { body.Close() }) //nolint:errcheck // as above
+	stamp, text, err := f.find(lines, from, how, generation, search)
+	if search.end() {
+		return false, errShort
+	}
+	if from.Sequence == 0 && err == nil && !whole {
 		if why, doubtful := f.beginning.doubt(state, opened, stamp); doubtful {
 			f.gap(ctx, generation, reasonRotated, why, timestamp(stamp))
 		}
 	}
 	for ; err == nil; stamp, text, err = lines.next() {
-		if watched.jumped(stamp, f.window) {
+		if !how.kept && watched.suspects(stamp, f.window) && !f.inCurrent(ctx) {
+			if f.recoverable() {
+				return progress, errJumped
+			}
 			f.gap(ctx, generation, reasonRotated, "the log was read so slowly that the node may have put away a part of it", timestamp(stamp))
 		}
 		watch.steps.Add(1)
@@ -366,8 +403,11 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 	if watch.stuck.Load() {
 		return progress, errStuck
 	}
+	if how.kept {
+		f.metrics.recoveredLines.Add(float64(f.window.end().Sequence - from.Sequence))
+	}
 	if from.Sequence == 0 && !progress {
-		f.beginning.silent(opened, time.Now())
+		f.beginning.silent(opened, time.Now(), whole && errors.Is(err, io.EOF))
 	}
 	switch {
 	case errors.Is(err, io.EOF):
@@ -377,22 +417,29 @@ func (f *follower) readOnce(ctx context.Context, generation int, state State, by
 		return progress, nil
 	case errors.Is(err, errTorn):
 		return true, f.window.add(ctx, generation, hold, stamp, text, lines.stream, nil)
-	case errors.Is(err, errLost) || errors.Is(err, errShort):
+	case doubtful(err):
 		return progress, err
 	default:
 		return progress, fmt.Errorf("reading the log: %w", err)
 	}
 }
 
-// find returns the first line behind the cursor.
-func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation int) (int64, []byte, error) {
+// find returns the first line behind the cursor. It ends the search when the cursor is found.
+func (f *follower) find(lines *lineReader, from Cursor, how readHow, generation int, search *search) (int64, []byte, error) {
 	if from.Sequence == 0 {
 		return lines.next()
 	}
 	var (
 		seen     seconds
 		headless error
+		earlier  bool  // there was a line of an earlier second
+		before   int64 // stamp of the line before, or 0
 	)
+	// The second of the last line may have begun in another file. Then its lines are not
+	// counted right, and among equal stamps it may be taken for another one.
+	unsure := func(stamp int64) bool {
+		return !how.kept && generation != noGeneration && !earlier && (before == 0 || before == stamp) && f.recoverable() && !f.recovery.idle
+	}
 	for {
 		stamp, text, err := lines.next()
 		var noStamp *noticeError
@@ -404,7 +451,7 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 			continue
 		case errors.Is(err, io.EOF) && seen.lines == 0 && headless != nil:
 			return 0, nil, headless
-		case errors.Is(err, io.EOF) && !byTime:
+		case errors.Is(err, io.EOF) && !how.byTime:
 			return 0, nil, errShort
 		case err != nil && !errors.Is(err, errTorn):
 			return 0, nil, err
@@ -416,23 +463,33 @@ func (f *follower) find(lines *lineReader, from Cursor, byTime bool, generation 
 			seen.lines-- // it will be counted when it is added
 			f.window.recount(generation, seen)
 			return stamp, text, err
-		case from.behindGap() && !byTime:
+		case from.behindGap() && !how.byTime:
 			return 0, nil, errLost
-		case byTime && stamp > from.Time:
+		case how.byTime && stamp > from.Time:
 			f.metrics.inexactResumes.Inc()
-			f.gap(context.Background(), generation, reasonRotated, "the node has put away a part of the log that may not have been read to its end", timestamp(stamp))
+			why := "the node has put away a part of the log that may not have been read to its end"
+			if how.kept {
+				why = "the node has removed a part of the log before it was read"
+			}
+			f.gap(context.Background(), generation, reasonRotated, why, timestamp(stamp))
 			seen.lines-- // it will be counted when it is added
 			f.window.recount(generation, seen)
 			return stamp, text, err
-		case byTime:
+		case how.byTime:
+		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time && unsure(stamp):
+			return 0, nil, errLost
 		case second == from.Second() && count == from.LinesInSecond && stamp == from.Time:
 			f.window.recount(generation, seen)
 			if err != nil { // the last line of an ended log may have no line end
 				return 0, nil, io.EOF
 			}
+			if search.end() {
+				return 0, nil, errShort
+			}
 			return lines.next()
 		case second == from.Second() && count >= from.LinesInSecond, second > from.Second()+1:
 			return 0, nil, errLost
 		}
+		before, earlier = stamp, earlier || second < from.Second()
 	}
 }

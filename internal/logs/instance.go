@@ -64,6 +64,8 @@ type State struct {
 	// Began and Finished are when its process did, in whole seconds, or zero where the
 	// cluster does not tell.
 	Began, Finished time.Time
+	// Node is the address of the node that has the log, or empty where that is not known.
+	Node string
 }
 
 // instancesOf lists the instances that a pod's status tells of: those that run or
@@ -136,6 +138,7 @@ func stateOf(pod *corev1.Pod, in Instance) State {
 			state = State{Ended: true, Gone: true}
 		}
 	})
+	state.Node = pod.Status.HostIP
 	return state
 }
 

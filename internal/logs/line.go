@@ -43,6 +43,8 @@ type lineReader struct {
 	rest  []byte
 	cut   bool
 	stamp int64
+	// latest is the stamp that was read last.
+	latest int64
 	// peeked is how long the line is that peek has returned, with its stamp.
 	peeked int
 	// onCut is called for each cut.
@@ -178,9 +180,10 @@ func (r *lineReader) peek() (stamp int64, text []byte, ok bool) {
 	if end < 0 {
 		return 0, nil, false
 	}
+	before := r.latest
 	stamp, text, err := r.split(waiting[:end+1])
 	r.peeked = end + 1
-	return stamp, text, err == nil
+	return stamp, text, err == nil && stamp-before < int64(rotationEvery) // else see continuity
 }
 
 // take takes the line that peek has returned.
@@ -233,7 +236,8 @@ func (r *lineReader) split(line []byte) (int64, []byte, error) {
 	if space > fractionEnd && line[19] == '.' && space-fractionEnd <= len(r.zone) &&
 		string(line[:19]) == string(r.date[:19]) && string(line[fractionEnd:space]) == string(r.zone[:r.zoneLength]) {
 		if fraction, ok := nineDigits(line[20:fractionEnd]); ok {
-			return r.second*int64(time.Second) + fraction, text, nil
+			r.latest = r.second*int64(time.Second) + fraction
+			return r.latest, text, nil
 		}
 	}
 	at, err := time.Parse(time.RFC3339Nano, string(line[:space]))
@@ -245,7 +249,8 @@ func (r *lineReader) split(line []byte) (int64, []byte, error) {
 		r.zoneLength = copy(r.zone[:], line[fractionEnd:space])
 		r.second = at.Unix()
 	}
-	return at.UnixNano(), text, nil
+	r.latest = at.UnixNano()
+	return r.latest, text, nil
 }
 
 func nineDigits(digits []byte) (n int64, ok bool) {

@@ -23,6 +23,7 @@ type metrics struct {
 	protocolErrors         prometheus.Counter
 	rewinds                prometheus.Counter
 	inexactResumes         prometheus.Counter
+	recoveredLines         prometheus.Counter
 	truncated              prometheus.Counter
 	mismatches             prometheus.Counter
 	finished               prometheus.Counter
@@ -66,6 +67,7 @@ func newMetrics(reg prometheus.Registerer, unacked *budget, store *spool.Store) 
 		protocolErrors: counter("protocol_errors_total", "Answers of the log server that broke the protocol."),
 		rewinds:        counter("rewinds_total", "Times that the log server had lost lines which it had acknowledged."),
 		inexactResumes: counter("inexact_resumes_total", "Reads that went on by time because the last line was not found again, as after a rotation; lines may be missing before them."),
+		recoveredLines: counter("recovered_lines_total", "Lines read from the files of nodes, because the log API could not go on behind the last line."),
 		truncated:      counter("truncated_logs_total", "Logs that could not be read to their end."),
 		mismatches:     counter("mismatched_logs_total", "Complete logs of which the log server holds something else."),
 		finished:       counter("finished_workers_total", "Workers whose logs are complete at the log server."),

@@ -140,7 +140,7 @@ func slim(object any) (any, error) {
 			Containers:     names(full.Spec.Containers),
 		},
 		Status: corev1.PodStatus{
-			Phase: full.Status.Phase, Reason: full.Status.Reason, Message: full.Status.Message,
+			Phase: full.Status.Phase, Reason: full.Status.Reason, Message: full.Status.Message, HostIP: full.Status.HostIP,
 			InitContainerStatuses: runs(full.Status.InitContainerStatuses),
 			ContainerStatuses:     runs(full.Status.ContainerStatuses),
 		},

@@ -35,6 +35,9 @@ type Options struct {
 	// Splits reports whether Open gives stdout and stderr by themselves, which takes two
 	// more connections for each log. Nil leaves open where lines were written to.
 	Splits func(ctx context.Context) bool
+	// Kept has what nodes have kept of logs. Nil for a relay that marks what was rotated
+	// away before it was read as a gap.
+	Kept Keeper
 	// Exists asks the cluster itself whether a pod exists.
 	Exists func(ctx context.Context, name, uid string) (bool, error)
 	// Mask returns what hides a worker's secrets, or nil; it may block until that is
@@ -126,6 +129,7 @@ func NewRelay(options Options) *Relay {
 		followerConfig: followerConfig{
 			open:       options.Open,
 			splits:     options.Splits,
+			kept:       options.Kept,
 			client:     logsv1.NewLogServiceClient(options.Server),
 			outage:     &outage{name: "log server", about: unavailable, log: options.Log, up: m.serverUp},
 			sources:    &outage{name: "container logs", about: unreachable, log: options.Log, up: m.sourcesUp},

@@ -97,6 +97,7 @@ type rig struct {
 	follow  *follower
 	drain   context.Context //nolint:containedctx // see follower.run
 	doDrain context.CancelFunc
+	doStop  context.CancelFunc // see stoppable
 	done    chan error
 
 	// dir is where the spool lies, or empty for none. The bounds may be changed before renew.

@@ -85,6 +85,13 @@ func (f *follower) rotated(ctx context.Context) bool {
 	return errors.Is(err, errLost) || errors.Is(err, errShort)
 }
 
+// inCurrent reports whether another read finds the last line, so that it is certain that
+// no rotation lies between it and the next one.
+func (f *follower) inCurrent(ctx context.Context) bool {
+	err := f.probe(ctx)
+	return err == nil || errors.Is(err, io.EOF)
+}
+
 // probeTimeout bounds one look into a log.
 const probeTimeout = 30 * time.Second
 
@@ -102,7 +109,7 @@ func (f *follower) probe(ctx context.Context) error {
 	}
 	defer body.Close()                                      //nolint:errcheck // nothing was written
 	defer context.AfterFunc(ctx, func() { body.Close() })() //nolint:errcheck // as above
-	_, _, err = f.find(newLineReader(body, func() {}), from, false, noGeneration)
+	_, _, err = f.find(newLineReader(body, func() {}), from, readHow{}, noGeneration, nil)
 	if errors.Is(err, errTorn) {
 		return io.EOF
 	}

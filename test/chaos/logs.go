@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -46,21 +47,25 @@ type logFault struct {
 	name string
 	// rotate is the size at which the node rotates logs, if not the kubelet's own.
 	rotate string
-	// rate is how many lines a worker prints each second.
-	rate  int
+	// recover says that the relay may read what the node has rotated away.
+	recover bool
+	// rate is how many lines a worker prints each second; 0 is as fast as it can.
+	rate int
+	// steady workers take as long to print as the log server is away, instead.
+	steady bool
+	// workers and lines are how many print how many, if not as many as in the other rows.
+	workers, lines int
+
 	wreck func(ctx context.Context, s *logSite, every time.Duration) (kills int, err error)
 }
 
 var logMatrix = []logFault{
-	{"relay, log server, API server and kubelet killed at random", "", 400, killAtRandom(
-		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"the same, with log rotation", "512Ki", 400, killAtRandom(
-		victim{"relay", killRelay}, victim{"log server", killServer}, victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})},
-	{"log server away until all is printed, relay killed meanwhile", "", 400, serverAway},
-	{"workers print faster than the node keeps, with log rotation", "64Ki", 0, func(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
-		<-ctx.Done()
-		return 0, nil
-	}},
+	{name: "relay, log server, API server and kubelet killed at random", rate: 400, wreck: killAll},
+	{name: "the same, with log rotation", rotate: "512Ki", recover: true, rate: 400, wreck: killAll},
+	{name: "the same, with log rotation and no access to the nodes", rotate: "512Ki", rate: 400, wreck: killAll},
+	{name: "log server away while all is printed, relay killed meanwhile", steady: true, wreck: serverAway},
+	{name: "workers print faster than the log server takes, with log rotation", rotate: "64Ki", recover: true, workers: 4, lines: 1_000_000, wreck: nothing},
+	{name: "the same, and no access to the nodes", rotate: "64Ki", workers: 4, lines: 1_000_000, wreck: nothing},
 }
 
 // logSite is an installation with a real kubelet, as programs on this machine, and
@@ -88,7 +93,7 @@ func runLogs(ctx context.Context, quick bool) ([]LogRow, error) {
 		if !selected {
 			continue
 		}
-		row, err := injectIntoLogs(ctx, f, workers, lines, every, away)
+		row, err := injectIntoLogs(ctx, f, cmp.Or(f.workers, workers), cmp.Or(f.lines, lines), every, away)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", f.name, err)
 		}
@@ -100,12 +105,15 @@ func runLogs(ctx context.Context, quick bool) ([]LogRow, error) {
 func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, away time.Duration) (row LogRow, err error) {
 	ctx, cancel := context.WithTimeout(ctx, away+10*time.Minute)
 	defer cancel()
-	s, err := newLogSite(ctx, f.rotate)
+	s, err := newLogSite(ctx, f)
 	if err != nil {
 		return row, err
 	}
 	defer func() { err = errors.Join(err, s.Close(err != nil || row.Lost+row.Repeated+row.Reordered > 0)) }()
 	s.away = away
+	if f.steady {
+		f.rate = int(float64(lines)/away.Seconds()) + 1
+	}
 	row = LogRow{Name: f.name, Workers: workers, Lines: lines}
 	begin := time.Now()
 	id, err := s.events.Send(ctx, map[string]string{
@@ -161,8 +169,9 @@ func injectIntoLogs(ctx context.Context, f logFault, workers, lines int, every, 
 	return row, nil
 }
 
-func newLogSite(ctx context.Context, rotate string) (s *logSite, err error) {
-	l, err := lab.Up(ctx, lab.Options{Name: "chaos-logs", Kind: cluster.Source, Nodes: 1, LogMaxSize: rotate, Output: os.Stderr})
+func newLogSite(ctx context.Context, f logFault) (s *logSite, err error) {
+	name := cmp.Or(os.Getenv("CLUSTER_NAME"), "chaos") + "-logs"
+	l, err := lab.Up(ctx, lab.Options{Name: name, Kind: cluster.Source, Nodes: 1, LogMaxSize: f.rotate, Output: os.Stderr})
 	if err != nil {
 		return nil, err
 	}
@@ -195,6 +204,16 @@ func newLogSite(ctx context.Context, rotate string) (s *logSite, err error) {
 	if s.Processes, err = l.Processes(ctx, namespace, s.server.Addr); err != nil {
 		return s, err
 	}
+	if f.recover {
+		const account = "node-logs"
+		if err := l.NodeLogsAccount(ctx, namespace, account, true); err != nil {
+			return s, err
+		}
+		s.Set(lab.LogRelay, "ROTATED_LOGS_ACCOUNT="+account)
+	}
+	// A scaler that cannot renew its lease for ten seconds ends, to be started again by a
+	// kubelet that is not here. The API server is away for as long on a busy machine.
+	s.Set(lab.Scaler, "LEASE_DURATION=2m")
 	s.events = l.Events(namespace)
 	all := []string{lab.Consumer, lab.Scaler, lab.LogRelay}
 	if err := s.Start(all...); err != nil {
@@ -281,7 +300,8 @@ func (s *logSite) judge(ctx context.Context, row *LogRow, worker nestjs.Worker, 
 }
 
 // judgeLines counts in a row what is wrong with a log. Its lines say their numbers; an
-// empty one is a gap, behind which numbers may jump.
+// empty one is a gap, behind which numbers may jump. A gap may end within a line, of which
+// the node has but the rest: that must be the end of the line before the next one.
 func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 	const (
 		unseen = iota
@@ -290,15 +310,19 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 		marked // jumped over behind a gap
 	)
 	state := make([]byte, want+1)
-	last, gap := 0, false
-	jump := func(next int) {
+	last, gap, torn := 0, false, ""
+	jump := func(next int) error {
+		if torn != "" && !restOf(torn, name, next-1, last) {
+			return fmt.Errorf("the log of %s has a line that it did not print, before line %d: %q", name, next, torn)
+		}
 		for n := last + 1; n < next; n++ {
 			state[n] = lost
 			if gap {
 				state[n] = marked
 			}
 		}
-		last, gap = next, false
+		last, gap, torn = next, false, ""
+		return nil
 	}
 	scanner := bufio.NewScanner(log)
 	for scanner.Scan() {
@@ -308,8 +332,9 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 			continue
 		}
 		number, ok := strings.CutPrefix(text, name+" line ")
-		if !ok && gap && endOfLine(text, name, want) {
-			continue // its beginning was put away; that it is missing is marked
+		if !ok && gap && torn == "" {
+			torn = text
+			continue
 		}
 		n, err := strconv.Atoi(number)
 		if !ok || err != nil || n < 1 || n > want {
@@ -321,11 +346,15 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 		case n <= last:
 			row.Reordered++
 		default:
-			jump(n)
+			if err := jump(n); err != nil {
+				return err
+			}
 		}
 		state[n] = seen
 	}
-	jump(want + 1)
+	if err := jump(want + 1); err != nil {
+		return err
+	}
 	for _, of := range state[1:] {
 		switch of {
 		case lost:
@@ -337,14 +366,10 @@ func judgeLines(row *LogRow, log io.Reader, name string, want int) error {
 	return scanner.Err()
 }
 
-// endOfLine tells whether a text can be the end of a line that a worker prints.
-func endOfLine(text, name string, want int) bool {
-	for n := 1; n <= want; n++ {
-		if line := name + " line " + strconv.Itoa(n); text != line && strings.HasSuffix(line, text) {
-			return true
-		}
-	}
-	return false
+// restOf tells whether a text is the rest of the line of that number, behind the last one.
+func restOf(text, name string, number, last int) bool {
+	line := name + " line " + strconv.Itoa(number)
+	return number > last && len(text) < len(line) && strings.HasSuffix(line, text)
 }
 
 // A victim is killed and brought back.
@@ -352,6 +377,17 @@ type victim struct {
 	name string
 	kill func(ctx context.Context, s *logSite) error
 }
+
+// nothing is not even killed.
+func nothing(ctx context.Context, _ *logSite, _ time.Duration) (int, error) {
+	<-ctx.Done()
+	return 0, nil
+}
+
+// killAll kills whatever a line passes on its way.
+var killAll = killAtRandom(
+	victim{"relay", killRelay}, victim{"log server", killServer},
+	victim{"API server", killComponent("kube-apiserver")}, victim{"kubelet", killComponent("n1/kubelet")})
 
 // killAtRandom kills one of the victims after the other, at random moments.
 func killAtRandom(victims ...victim) func(context.Context, *logSite, time.Duration) (int, error) {

@@ -19,6 +19,7 @@ func TestWhatIsWrongWithALogIsCounted(t *testing.T) {
 		{"a gap at the end", "1 2 3 -", LogRow{Marked: 1}},
 		{"a gap excuses one place only", "1 - 3", LogRow{Marked: 1, Lost: 1}},
 		{"a line that a gap has cut", "1 - torn 4", LogRow{Marked: 2}},
+		{"a line at the end that a gap has cut", "1 2 - torn4", LogRow{Marked: 2}},
 		{"a gap of nothing", "1 2 - 3 4", LogRow{}},
 		{"one is there twice", "1 2 2 3 4", LogRow{Repeated: 1}},
 		{"one is late behind a gap", "1 - 3 2 4", LogRow{Reordered: 1}},
@@ -31,6 +32,8 @@ func TestWhatIsWrongWithALogIsCounted(t *testing.T) {
 			case "-":
 			case "torn":
 				log.WriteString("ne 3")
+			case "torn4":
+				log.WriteString("ne 4")
 			default:
 				log.WriteString("w line " + word)
 			}
@@ -44,7 +47,7 @@ func TestWhatIsWrongWithALogIsCounted(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", row.what, got, row.want)
 		}
 	}
-	for _, strange := range []string{"w line 5\n", "w line x\n", "v line 1\n", "ne 3\n", "\nne 9\n"} {
+	for _, strange := range []string{"w line 5\n", "w line x\n", "v line 1\n", "ne 3\n", "\nne 9\n", "\nne 3\n", "\nne 3\nne 4\n", "\nne 2\nw line 4\n", "w line 1\n\nne 1\nw line 2\n"} {
 		if err := judgeLines(new(LogRow), strings.NewReader(strange), "w", 4); err == nil {
 			t.Errorf("%q: want an error", strange)
 		}

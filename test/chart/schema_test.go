@@ -67,6 +67,11 @@ func TestTypoInValuesIsRefused(t *testing.T) {
 		{"a token without TLS", "logRelay", values{
 			"env": values{"LOG_SERVER_ADDR": "logs:1", "LOG_SERVER_TLS": "off"}, "tokenSecret": values{"name": "token"},
 		}, "could read the token"},
+		{"a way to the nodes that is not taken", "logRelay.env.KUBELET_INSECURE", true, "have no meaning"},
+		{"an authority that is not asked", "logRelay", values{
+			"env":         values{"LOG_SERVER_ADDR": "logs:1", "KUBELET_INSECURE": true},
+			"rotatedLogs": values{"enabled": true, "caSecret": values{"name": "ca"}},
+		}, "takes any certificate"},
 		{"a digest that is none", "image.digest", "sha256:abc", "digest"},
 		{"a pull policy", "image.pullPolicy", "Sometimes", "pullPolicy"},
 		{"a user that is no label", "user", "Jin Woo", "user"},
@@ -99,6 +104,8 @@ var reserved = map[string]bool{
 	"RELEASE_AFTER":  true, // the main pod's labels
 	// Where logRelay.tls and logRelay.tokenSecret are mounted.
 	"LOG_SERVER_CA_FILE": true, "LOG_SERVER_CERT_FILE": true, "LOG_SERVER_KEY_FILE": true, "LOG_SERVER_TOKEN_FILE": true,
+	// What logRelay.rotatedLogs makes and mounts.
+	"ROTATED_LOGS_ACCOUNT": true, "KUBELET_CA_FILE": true,
 	// Secrets come from existingSecret, as a variable.
 	"REDIS_PASSWORD_FILE":          true,
 	"REDIS_SENTINEL_PASSWORD":      true,

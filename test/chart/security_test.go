@@ -237,6 +237,39 @@ func TestRoleIsNamespacedAndHasOnlyWhatIsUsed(t *testing.T) {
 	}
 }
 
+// A node sees the token that it is shown: it must not be the main pod's, and open nothing but logs.
+func TestTheRightToRotatedLogsIsOneAccountsAndNothingElse(t *testing.T) {
+	vals := minimal()
+	before := permissions(render(t, "ottoscaler", roundTrip(t, vals)))
+	vals["logRelay"].(values)["rotatedLogs"] = values{"enabled": true}
+	r := render(t, "ottoscaler", roundTrip(t, vals))
+	got := permissions(r)
+	want := append(slices.Clone(before["ottoscaler"]), "serviceaccounts/token create ottoscaler-node-logs")
+	slices.Sort(want)
+	slices.Sort(got["ottoscaler"])
+	if diff := cmp.Diff(want, got["ottoscaler"]); diff != "" {
+		t.Errorf("permissions of the main pod (-want +got):\n%s", diff)
+	}
+	role, binding := one[*rbacv1.ClusterRole](t, r), one[*rbacv1.ClusterRoleBinding](t, r)
+	if diff := cmp.Diff([]rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"nodes/log"}, Verbs: []string{"get"}}}, role.Rules); diff != "" {
+		t.Errorf("permissions on the cluster (-want +got):\n%s", diff)
+	}
+	if binding.RoleRef.Name != role.Name {
+		t.Errorf("the binding is to %s, want %s", binding.RoleRef.Name, role.Name)
+	}
+	account := rbacv1.Subject{Kind: "ServiceAccount", Namespace: namespace, Name: "ottoscaler-node-logs"}
+	if diff := cmp.Diff([]rbacv1.Subject{account}, binding.Subjects); diff != "" {
+		t.Errorf("who has them (-want +got):\n%s", diff)
+	}
+	relay := container(t, one[*appsv1.Deployment](t, r), "log-relay")
+	if got := variable(t, relay, "ROTATED_LOGS_ACCOUNT").Value; got != account.Name {
+		t.Errorf("ROTATED_LOGS_ACCOUNT is %q, want %q", got, account.Name)
+	}
+	if !slices.ContainsFunc(all[*corev1.ServiceAccount](r), func(a *corev1.ServiceAccount) bool { return a.Name == account.Name }) {
+		t.Error("the account is not made")
+	}
+}
+
 // What may be read is exactly what the scaler writes on the workers of the pools that ask.
 func TestOnlySecretsThatAPoolAsksToHideMayBeRead(t *testing.T) {
 	spec := values{

@@ -42,6 +42,11 @@ ottoscaler.dev/user: {{ . }}
 {{- end -}}
 {{- end -}}
 
+{{/* The account whose token opens the rotated logs of the nodes. */}}
+{{- define "ottoscaler.nodeLogsName" -}}
+{{ include "ottoscaler.fullname" . }}-node-logs
+{{- end -}}
+
 {{/* The log server that logServer.enabled installs. */}}
 {{- define "ottoscaler.logServerName" -}}
 {{ include "ottoscaler.fullname" . }}-logs
@@ -277,6 +282,13 @@ that may have permissions. */}}
 {{- if and $relay.tokenSecret.name (ne (toString (get $relay.env "LOG_SERVER_TOKEN_PLAINTEXT")) "true") -}}
 {{- fail "logRelay.env.LOG_SERVER_TLS is off, but logRelay.tokenSecret is set: whoever is on the way could read the token (LOG_SERVER_TOKEN_PLAINTEXT: true allows it)" -}}
 {{- end -}}
+{{- end -}}
+{{- if not $relay.rotatedLogs.enabled -}}
+{{- if or $relay.rotatedLogs.caSecret.name (get $relay.env "KUBELET_PORT") (get $relay.env "KUBELET_INSECURE") -}}
+{{- fail "logRelay.rotatedLogs.enabled is false: its caSecret, KUBELET_PORT and KUBELET_INSECURE have no meaning" -}}
+{{- end -}}
+{{- else if and $relay.rotatedLogs.caSecret.name (eq (toString (get $relay.env "KUBELET_INSECURE")) "true") -}}
+{{- fail "logRelay.rotatedLogs.caSecret is set, but KUBELET_INSECURE takes any certificate" -}}
 {{- end -}}
 {{- range $key := list "consumer" "scaler" "logRelay" -}}
 {{- $drain := get (get $.Values $key).env "DRAIN_TIMEOUT" | default "20s" -}}

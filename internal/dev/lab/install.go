@@ -64,10 +64,14 @@ func (l *Lab) Installation(namespace, logServer string) release.Options {
 		product, agent = os.Getenv("OTTOSCALER_IMAGE"), os.Getenv("OTTO_AGENT_IMAGE")
 	}
 	colon := strings.LastIndex(product, ":")
+	set := []string{"redis.existingSecret.name=" + redisSecret}
+	if l.Cluster.Kind == cluster.Source { // its kubelets have certificates of the cluster's authority
+		set = append(set, "logRelay.rotatedLogs.enabled=true")
+	}
 	return release.Options{
 		Kubeconfig: l.Cluster.Kubeconfig, Namespace: namespace, Name: Release, Chart: chart,
 		ValuesFiles: []string{filepath.Join(chart, "values-jinwoo.yaml")},
-		Set:         []string{"redis.existingSecret.name=" + redisSecret},
+		Set:         set,
 		SetString: []string{
 			"image.repository=" + product[:max(colon, 0)],
 			"image.tag=" + product[colon+1:],

@@ -11,15 +11,20 @@ import (
 // A Source is the log of one container instance as a kubelet keeps it. Each read
 // of it sees what is there, and, if it follows, what comes. It breaks on command.
 type Source struct {
-	mu      sync.Mutex
-	changed chan struct{}
-	lines   []sourceLine
-	ended   bool
-	rotated int // lines before this one are in a file that nobody reads
-	reads   int
-	cut     int // grows with each Cut
-	cutWith error
-	limit   func(read int) (bytes int, err error)
+	mu        sync.Mutex
+	changed   chan struct{}
+	lines     []sourceLine
+	ended     bool
+	rotated   int // lines before this one are in another file than the current one
+	rotations int
+	removed   int // lines before this one are in no file any more
+	skipped   int // reads that follow pass over lines before this one
+	reads     int
+	cut       int // grows with each Cut
+	cutWith   error
+	limit     func(read int) (bytes int, err error)
+	kept      int
+	keptLim   func(read int) (bytes int, err error)
 }
 
 type sourceLine struct {
@@ -60,11 +65,29 @@ func (s *Source) End() {
 	s.notify()
 }
 
-// Rotate puts all lines so far into another file, where no read will find them.
+// Rotate puts all lines so far into another file, where only Kept will find them.
 func (s *Source) Rotate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.rotated = len(s.lines)
+	s.rotations++
+}
+
+// Remove removes the files with lines that were rotated away, but for the newest lines.
+func (s *Source) Remove(but int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.removed = max(s.removed, s.rotated-but)
+}
+
+// PrintUnseen appends a line to a file that reads which follow pass over, as they do when
+// there are two rotations at once.
+func (s *Source) PrintUnseen(stamp time.Time, text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lines = append(s.lines, sourceLine{stamp: stamp, text: text})
+	s.skipped, s.rotated = len(s.lines), len(s.lines)
+	s.rotations++
 }
 
 // Cut breaks every read that goes on now. A nil error is a clean end.
@@ -85,6 +108,33 @@ func (s *Source) Limit(limit func(read int) (bytes int, err error)) {
 	s.limit = limit
 }
 
+// LimitKept is Limit for Kept.
+func (s *Source) LimitKept(limit func(read int) (bytes int, err error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keptLim = limit
+}
+
+// Kept opens all files that there are of the log, and tells how often it was rotated.
+func (s *Source) Kept(ctx context.Context) (body io.ReadCloser, rotations int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept++
+	r := newReader(ctx, s)
+	r.next, r.last = s.removed, len(s.lines)
+	if s.keptLim != nil {
+		r.left, r.limitErr = s.keptLim(s.kept)
+	}
+	return r, s.rotations
+}
+
+// KeptReads returns how often Kept was called.
+func (s *Source) KeptReads() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.kept
+}
+
 // Reads returns how often the log was opened.
 func (s *Source) Reads() int {
 	s.mu.Lock()
@@ -101,7 +151,8 @@ func (s *Source) Open(ctx context.Context, since time.Time, follow bool) io.Read
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.reads++
-	r := &sourceReader{ctx: ctx, source: s, since: since, follow: follow, next: s.rotated, cut: s.cut, left: -1}
+	r := newReader(ctx, s)
+	r.since, r.follow, r.next = since, follow, s.rotated
 	if s.limit != nil {
 		r.left, r.limitErr = s.limit(s.reads)
 	}
@@ -114,11 +165,20 @@ type sourceReader struct {
 	since    time.Time
 	follow   bool
 	next     int
+	last     int // lines from this one on are not seen, unless it is 0
 	cut      int
 	pending  bytes.Buffer
 	left     int
 	limitErr error
-	closed   sync.Once
+	closed   chan struct{}
+	close    func()
+}
+
+// newReader begins a read of a source that is locked.
+func newReader(ctx context.Context, s *Source) *sourceReader {
+	r := &sourceReader{ctx: ctx, source: s, cut: s.cut, left: -1, closed: make(chan struct{})}
+	r.close = sync.OnceFunc(func() { close(r.closed) })
+	return r
 }
 
 // Read implements [io.Reader].
@@ -148,6 +208,8 @@ func (r *sourceReader) Read(p []byte) (int, error) {
 			select {
 			case <-wait:
 			case <-r.ctx.Done():
+			case <-r.closed:
+				return 0, io.ErrClosedPipe
 			}
 		}
 	}
@@ -168,7 +230,10 @@ func (r *sourceReader) fill() (<-chan struct{}, error) {
 	if r.cut != s.cut {
 		return nil, orEOF(s.cutWith)
 	}
-	for ; r.next < len(s.lines) && r.pending.Len() < 32<<10; r.next++ {
+	if r.follow {
+		r.next = max(r.next, s.skipped)
+	}
+	for ; r.next < len(s.lines) && (r.last == 0 || r.next < r.last) && r.pending.Len() < 32<<10; r.next++ {
 		l := s.lines[r.next]
 		if l.torn && !s.ended && r.follow {
 			break // the kubelet waits for the rest
@@ -194,6 +259,6 @@ func (r *sourceReader) fill() (<-chan struct{}, error) {
 
 // Close implements [io.Closer].
 func (r *sourceReader) Close() error {
-	r.closed.Do(func() {})
+	r.close()
 	return nil
 }

@@ -65,7 +65,7 @@ func (n *Node) kubeletConfig(ca, certificate, key string) (object, error) {
 		"cgroupRoot":                n.cgroupPath(),
 		"failCgroupV1":              false, // version 1 is deprecated, but some machines have no other
 		"failSwapOn":                false,
-		"podLogsDir":                n.path("pod-logs"),
+		"enableSystemLogHandler":    true, // it shows /var/log, which is the node's own
 		"resolvConf":                n.path("resolv.conf"),
 		"clusterDomain":             "cluster.local",
 		"maxPods":                   250,

@@ -47,7 +47,7 @@ type Node struct {
 }
 
 // covered are paths that a node must not share with the host or other nodes.
-var covered = []string{"/run/netns", "/run/containerd", "/var/lib/kubelet", "/var/lib/cni", "/var/log/containers"}
+var covered = []string{"/run/netns", "/run/containerd", "/var/lib/kubelet", "/var/lib/cni"}
 
 // Name is the node's name in the API.
 func (n *Node) Name() string { return fmt.Sprintf("n%d", n.Index) }
@@ -75,7 +75,7 @@ func (n *Node) Prepare(authority *pki.Authority, server string) error {
 			return err
 		}
 	}
-	for _, dir := range []string{n.path("kubelet"), n.path("pod-logs"), n.path("images"), n.run()} {
+	for _, dir := range []string{n.path("kubelet"), n.path("log"), n.path("images"), n.run()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -263,6 +263,10 @@ func (n *Node) isolate() error {
 	err := errors.Join(unix.Mount(kubelet, kubelet, "", unix.MS_BIND, ""), unix.Mount("", kubelet, "", unix.MS_SHARED, ""))
 	if err != nil {
 		return fmt.Errorf("sharing %s with containers: %w", kubelet, err)
+	}
+	// The kubelet serves all of /var/log, and keeps the logs of pods in there.
+	if err := unix.Mount(n.path("log"), "/var/log", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("covering /var/log: %w", err)
 	}
 	for _, dir := range covered {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
