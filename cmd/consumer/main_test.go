@@ -228,6 +228,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Fatal("the event does not arrive")
 	}
 
+	awaitResult(t, rdb, cfg) // that it is in work
 	code := 137
 	if err := client.ReportWorkerEnd(t.Context(), queue.WorkerEnd{
 		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "oom_killed", Message: "container agent needed more memory than its limit", Attempt: 2, ExitCode: &code,
@@ -251,6 +252,15 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Errorf("the end of a worker = %v", end)
 	}
 	awaitPending(t, rdb, cfg, 0)
+}
+
+func awaitResult(t *testing.T, rdb *goredis.Client, cfg Config) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); rdb.XLen(t.Context(), cfg.RedisResultsStream).Val() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("there is no result")
+		}
+	}
 }
 
 func awaitReady(t testing.TB, addr string) {

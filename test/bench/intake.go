@@ -197,14 +197,17 @@ func throughput(ctx context.Context, quick bool) (rows []Row, err error) {
 		return nil, err
 	}
 	defer sub.Close() //nolint:errcheck // it never fails
-	for range n {
-		d, err := sub.Next(ctx)
+	for left := n; left > 0; {
+		deliveries, err := sub.Deliveries(ctx, 256)
 		if err != nil {
 			return nil, fmt.Errorf("leasing: %w", err)
 		}
-		if err := sub.Resolve(ctx, d, queue.Finish("", nil)); err != nil {
-			return nil, fmt.Errorf("resolving: %w", err)
+		for _, d := range deliveries {
+			if err := sub.Resolve(ctx, d, queue.Finish("", nil)); err != nil {
+				return nil, fmt.Errorf("resolving: %w", err)
+			}
 		}
+		left -= len(deliveries)
 	}
 	for range (backoff.Policy{Initial: time.Millisecond, Max: 2 * time.Millisecond}).Attempts(ctx) {
 		pending, err := in.rdb.XPending(ctx, stream, group).Result()

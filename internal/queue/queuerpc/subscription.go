@@ -24,7 +24,8 @@ type subscription[T any] struct {
 	leases    map[uint64]chan struct{} // the Lost channel of each
 	newest    uint64                   // the last lease that was delivered
 	lostEarly map[uint64]bool          // lost before they were delivered
-	inbox     []queue.Delivery[T]      // received and not yet returned; some may be lost meanwhile
+	inbox     []queue.Delivery[T]      // received; some may be lost meanwhile
+	returned  int                      // of the inbox, from its beginning
 	verdicts  []queue.Resolution       // not yet sent
 	more      chan struct{}            // holds one token while inbox may hold something
 	gone      bool                     // all leases have been lost
@@ -129,7 +130,7 @@ func (s *subscription[T]) loseAll() {
 		delete(s.leases, lease)
 		close(lost)
 	}
-	s.inbox = nil
+	s.inbox, s.returned = nil, 0
 	s.gone = true
 }
 
@@ -161,16 +162,17 @@ func (s *subscription[T]) Deliveries(ctx context.Context, most int) ([]queue.Del
 func (s *subscription[T]) take(most int) []queue.Delivery[T] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	taken := make([]queue.Delivery[T], 0, min(most, len(s.inbox)))
-	at := 0
-	for ; at < len(s.inbox) && len(taken) < most; at++ {
-		if _, ok := s.leases[s.inbox[at].Lease]; ok {
-			taken = append(taken, s.inbox[at])
+	taken := make([]queue.Delivery[T], 0, min(most, len(s.inbox)-s.returned))
+	for ; s.returned < len(s.inbox) && len(taken) < most; s.returned++ {
+		if _, ok := s.leases[s.inbox[s.returned].Lease]; ok {
+			taken = append(taken, s.inbox[s.returned])
 		}
 	}
-	clear(s.inbox[:at])
-	if s.inbox = s.inbox[at:]; len(s.inbox) > 0 {
+	if s.returned < len(s.inbox) {
 		signal(s.more) // whoever waits beside us
+	} else {
+		clear(s.inbox)
+		s.inbox, s.returned = s.inbox[:0], 0
 	}
 	return taken
 }
