@@ -19,15 +19,18 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis/redistest"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent/publisher"
 )
 
 func valid() Config {
 	return Config{
-		RedisHost: "127.0.0.1", RedisPort: 6379, InstanceID: "ottoscaler",
-		RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead",
-		RedisConsumerGroup: "ottoscaler", RedisConsumer: "test",
+		Environment: stream.Environment{
+			RedisHost: "127.0.0.1", RedisPort: 6379,
+			RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead", RedisConsumerGroup: "ottoscaler",
+		},
+		InstanceID: "ottoscaler", RedisConsumer: "test",
 		ReclaimAfter: time.Minute, MaxEventBytes: 262144, ResultsMaxLen: 10000,
 		QueueAddr: "127.0.0.1:7070", HealthAddr: ":8081", DrainTimeout: 20 * time.Second,
 	}
