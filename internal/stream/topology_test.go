@@ -1,38 +1,17 @@
 package stream_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"fmt"
-	"math/big"
-	"net"
 	"os"
-	"path/filepath"
-	"strconv"
 	"testing"
-	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
-	"github.com/ottoscaler/ottoscaler/internal/dev/redis/redistest"
 	"github.com/ottoscaler/ottoscaler/internal/stream"
 )
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() //nolint:errcheck // nothing was written
-	return l.Addr().(*net.TCPAddr).Port
-}
 
 // at is a world whose members and producers connect in this way.
 func at(t *testing.T, server *redis.Server, where stream.Server) *world {
@@ -44,18 +23,30 @@ func at(t *testing.T, server *redis.Server, where stream.Server) *world {
 
 func TestEncryptedConnectionsAreChecked(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	pool, certificate := authority(t, dir)
-	port := freePort(t)
-	server := redistest.ForTest(t, redis.Options{Config: []string{
-		"tls-port " + strconv.Itoa(port), "tls-ca-cert-file " + filepath.Join(dir, "ca.pem"),
-		"tls-cert-file " + filepath.Join(dir, "cert.pem"), "tls-key-file " + filepath.Join(dir, "key.pem"),
-	}})
+	server, err := redis.StartEncrypted(t.Context(), redis.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	authority, err := os.ReadFile(server.CAFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(authority)
+	certificate, err := tls.LoadX509KeyPair(server.CertFile, server.KeyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
 	where := stream.Server{
-		Addrs: []string{fmt.Sprintf("127.0.0.1:%d", port)}, Password: server.Password,
+		Addrs: []string{fmt.Sprintf("127.0.0.1:%d", server.TLSPort)}, Password: server.Password,
 		TLS: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool, Certificates: []tls.Certificate{certificate}},
 	}
-	w := at(t, server, where)
+	w := at(t, server.Server, where)
 	m := w.join("a").run()
 	seen := m.finishAll(4)
 	ids := []string{w.up("t"), w.up("u")}
@@ -71,47 +62,6 @@ func TestEncryptedConnectionsAreChecked(t *testing.T) {
 	unknown.TLS = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: pool} // the server asks for one
 	w.where = &unknown
 	w.join("c").run().faultSays("certificate")
-}
-
-// authority makes the files of a certificate authority and of one certificate of
-// it, which serves both ends.
-func authority(t *testing.T, dir string) (*x509.CertPool, tls.Certificate) {
-	t.Helper()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	write := func(name, kind string, der []byte) []byte {
-		t.Helper()
-		text := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
-		must(os.WriteFile(filepath.Join(dir, name), text, 0o600))
-		return text
-	}
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(err)
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	must(err)
-	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "redis"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-	must(err)
-	keyDER, err := x509.MarshalECPrivateKey(key)
-	must(err)
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(write("ca.pem", "CERTIFICATE", caDER))
-	certificate, err := tls.X509KeyPair(write("cert.pem", "CERTIFICATE", der), write("key.pem", "EC PRIVATE KEY", keyDER))
-	must(err)
-	return pool, certificate
 }
 
 func TestAFailoverOfSentinelsLosesNothingThatTheReplicaHad(t *testing.T) {
