@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -64,7 +65,8 @@ type Server struct {
 
 	program string
 	opts    Options
-	ownDir  bool // Dir is ours to remove
+	ownDir  bool     // Dir is ours to remove
+	extra   []string // lines of configuration, of RestartAs
 	child   *child
 	daemon  *process.Process
 }
@@ -150,6 +152,12 @@ func (s *Server) Restart(ctx context.Context) error {
 	return s.run(ctx)
 }
 
+// RestartAs is Restart with further lines of configuration, such as replicaof.
+func (s *Server) RestartAs(ctx context.Context, lines ...string) error {
+	s.extra = lines
+	return s.Restart(ctx)
+}
+
 // Stop ends the server in good order and removes what [Start] created for it.
 // Stopping twice is no error.
 func (s *Server) Stop() error {
@@ -198,7 +206,7 @@ func (s *Server) config() string {
 		"appendonly " + appendOnly,
 		"daemonize no",
 	}
-	return strings.Join(append(lines, s.opts.Config...), "\n") + "\n"
+	return strings.Join(slices.Concat(lines, s.opts.Config, s.extra), "\n") + "\n"
 }
 
 func (s *Server) configFile() string { return filepath.Join(s.opts.Dir, "redis.conf") }
