@@ -230,8 +230,10 @@ func (in *arena) probe(ctx context.Context, begin time.Time) (time.Duration, err
 // count waits until all is settled, and counts what the faults did.
 func (in *arena) count(ctx context.Context) (h harm, err error) {
 	for range (backoff.Policy{Initial: 20 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
-		groups, err := in.Redis.XInfoGroups(ctx, in.Events).Result()
-		if err == nil && len(groups) == 1 && groups[0].Pending == 0 && groups[0].Lag == 0 {
+		// The lag of the group is not to be had after a failover.
+		stream, err := in.Redis.XInfoStream(ctx, in.Events).Result()
+		groups, gerr := in.Redis.XInfoGroups(ctx, in.Events).Result()
+		if err == nil && gerr == nil && len(groups) == 1 && groups[0].Pending == 0 && groups[0].LastDeliveredID == stream.LastGeneratedID {
 			break
 		}
 	}
