@@ -50,14 +50,17 @@ func BenchmarkBacklog(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	for range b.N {
-		d, err := sub.Next(ctx)
+	for left := b.N; left > 0; {
+		deliveries, err := sub.Deliveries(ctx, 256)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := sub.Resolve(ctx, d, queue.Finish("", nil)); err != nil {
-			b.Fatal(err)
+		for _, d := range deliveries {
+			if err := sub.Resolve(ctx, d, queue.Finish("", nil)); err != nil {
+				b.Fatal(err)
+			}
 		}
+		left -= len(deliveries)
 	}
 	for {
 		p, err := rdb.XPending(ctx, cfg.RedisStream, cfg.RedisConsumerGroup).Result()

@@ -42,7 +42,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(400)
 	}
-	server, err := cfg.server()
+	server, err := cfg.Server()
 	if err != nil {
 		return daemon.Misconfigured(err)
 	}

@@ -19,15 +19,18 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis/redistest"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
+	"github.com/ottoscaler/ottoscaler/internal/stream"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent/publisher"
 )
 
 func valid() Config {
 	return Config{
-		RedisHost: "127.0.0.1", RedisPort: 6379, InstanceID: "ottoscaler",
-		RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead",
-		RedisConsumerGroup: "ottoscaler", RedisConsumer: "test",
+		Environment: stream.Environment{
+			RedisHost: "127.0.0.1", RedisPort: 6379,
+			RedisStream: "otto:scale:events", RedisResultsStream: "otto:scale:results", RedisDeadStream: "otto:scale:dead", RedisConsumerGroup: "ottoscaler",
+		},
+		InstanceID: "ottoscaler", RedisConsumer: "test",
 		ReclaimAfter: time.Minute, MaxEventBytes: 262144, ResultsMaxLen: 10000,
 		QueueAddr: "127.0.0.1:7070", HealthAddr: ":8081", DrainTimeout: 20 * time.Second,
 	}
@@ -228,6 +231,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Fatal("the event does not arrive")
 	}
 
+	awaitResult(t, rdb, cfg) // that it is in work
 	code := 137
 	if err := client.ReportWorkerEnd(t.Context(), queue.WorkerEnd{
 		Worker: queue.Worker{Name: "w-1", EventID: id, TaskID: "한진우", Pool: "default"}, Status: scaleevent.StatusFailed, Reason: "oom_killed", Message: "container agent needed more memory than its limit", Attempt: 2, ExitCode: &code,
@@ -251,6 +255,15 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 		t.Errorf("the end of a worker = %v", end)
 	}
 	awaitPending(t, rdb, cfg, 0)
+}
+
+func awaitResult(t *testing.T, rdb *goredis.Client, cfg Config) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); rdb.XLen(t.Context(), cfg.RedisResultsStream).Val() == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("there is no result")
+		}
+	}
 }
 
 func awaitReady(t testing.TB, addr string) {

@@ -6,16 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"slices"
-	"strconv"
 	"text/tabwriter"
 	"time"
 
 	"github.com/joho/godotenv"
 	"github.com/redis/go-redis/v9"
 
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
 	"github.com/ottoscaler/ottoscaler/internal/dev/environment"
 	"github.com/ottoscaler/ottoscaler/internal/stream"
 )
@@ -32,6 +31,15 @@ type intake struct {
 	stream, group string
 }
 
+// intakeVariables are those of the consumer that say where its streams are.
+type intakeVariables struct {
+	daemon.Settings
+	stream.Environment
+}
+
+// Validate implements [daemon.Config].
+func (v intakeVariables) Validate() error { return v.Environment.Validate() }
+
 func (o intakeOf) open(ctx context.Context) (*intake, error) {
 	var file map[string]string
 	var err error
@@ -44,31 +52,30 @@ func (o intakeOf) open(ctx context.Context) (*intake, error) {
 		switch {
 		case err == nil:
 			file = e.Vars
-		case !errors.Is(err, environment.ErrNone) || os.Getenv(environment.RedisHost) == "":
+		case !errors.Is(err, environment.ErrNone) || os.Getenv(environment.RedisHost) == "" && os.Getenv("REDIS_ADDRS") == "":
 			return nil, err
 		}
 	}
-	get := func(name, otherwise string) string {
-		for _, value := range []string{os.Getenv(name), file[name]} {
-			if value != "" {
-				return value
+	for name, value := range file {
+		if os.Getenv(name) == "" {
+			if err := os.Setenv(name, value); err != nil {
+				return nil, fmt.Errorf("taking %s of the environment's file: %w", name, err)
 			}
 		}
-		return otherwise
 	}
-	db, err := strconv.Atoi(get(environment.RedisDB, "0"))
+	var v intakeVariables
+	if err := daemon.Load(&v); err != nil {
+		return nil, err
+	}
+	server, err := v.Server()
 	if err != nil {
-		return nil, fmt.Errorf("REDIS_DB: %w", err)
+		return nil, err
 	}
 	stream.Quiet()
-	rdb := stream.NewClient(stream.Server{
-		Addrs:    []string{net.JoinHostPort(get(environment.RedisHost, "127.0.0.1"), get(environment.RedisPort, "6379"))},
-		Username: get("REDIS_USERNAME", ""), Password: get(environment.RedisPassword, ""), DB: db,
-	}, "ottodev")
-	events := get(environment.RedisStream, "otto:scale:events")
+	rdb := stream.NewClient(server, "ottodev")
 	return &intake{
-		redis: rdb, stream: events, group: get(environment.RedisGroup, "ottoscaler"),
-		letters: stream.Letters{Redis: rdb, Events: events, Dead: get("REDIS_DEAD_STREAM", "otto:scale:dead")},
+		redis: rdb, stream: v.RedisStream, group: v.RedisConsumerGroup,
+		letters: stream.Letters{Redis: rdb, Events: v.RedisStream, Dead: v.RedisDeadStream},
 	}, nil
 }
 

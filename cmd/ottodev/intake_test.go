@@ -53,10 +53,8 @@ func TestDeadLettersAreListedShownReplayedAndDropped(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	nowhere(t)
 	t.Setenv("ENV_FILE", file)
-	for _, name := range []string{"REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD", "REDIS_DB", "REDIS_STREAM", "REDIS_CONSUMER_GROUP", "OTTODEV_USER"} {
-		t.Setenv(name, "")
-	}
 	rdb := server.Client()
 	defer rdb.Close() //nolint:errcheck // the server ends anyway
 	bury := func(event, reason string) string {
@@ -120,8 +118,7 @@ func TestDeadLettersAreListedShownReplayedAndDropped(t *testing.T) {
 
 func TestPauseAndResumeSetWhatTheConsumerLooksFor(t *testing.T) {
 	server := redistest.ForTest(t, redis.Options{})
-	t.Setenv("ENV_FILE", "")
-	t.Setenv("OTTODEV_USER", "")
+	nowhere(t)
 	t.Setenv("REDIS_HOST", server.Host)
 	t.Setenv("REDIS_PORT", fmt.Sprint(server.Port))
 	t.Setenv("REDIS_PASSWORD", server.Password)
@@ -138,5 +135,99 @@ func TestPauseAndResumeSetWhatTheConsumerLooksFor(t *testing.T) {
 	}
 	if n := rdb.Exists(t.Context(), key).Val(); n != 0 {
 		t.Error("it is still paused")
+	}
+}
+
+// nowhere unsets what says where Redis is, for the time of a test.
+func nowhere(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{
+		"ENV_FILE", "OTTODEV_USER", "REDIS_HOST", "REDIS_PORT", "REDIS_USERNAME", "REDIS_PASSWORD", "REDIS_DB", "REDIS_ADDRS", "REDIS_SENTINEL_MASTER", "REDIS_CLUSTER",
+		"REDIS_TLS", "REDIS_TLS_CA_FILE", "REDIS_TLS_CERT_FILE", "REDIS_TLS_KEY_FILE", "REDIS_STREAM", "REDIS_RESULTS_STREAM", "REDIS_DEAD_STREAM", "REDIS_CONSUMER_GROUP",
+	} {
+		t.Setenv(name, "")
+	}
+}
+
+func TestDeadLettersAreReachedHoweverTheConsumerReachesRedis(t *testing.T) {
+	encrypted := func(t *testing.T) (variables []string, stop func() error) {
+		t.Helper()
+		e, err := redis.StartEncrypted(t.Context(), redis.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		rdb := e.Client()
+		defer rdb.Close() //nolint:errcheck // every write was answered
+		if err := rdb.Do(t.Context(), "ACL", "SETUSER", "keeper", "on", ">sesame", "~*", "+@all").Err(); err != nil {
+			t.Fatal(err)
+		}
+		return []string{
+			"REDIS_HOST=127.0.0.1", fmt.Sprintf("REDIS_PORT=%d", e.TLSPort), "REDIS_USERNAME=keeper", "REDIS_PASSWORD=sesame",
+			"REDIS_TLS=true", "REDIS_TLS_CA_FILE=" + e.CAFile, "REDIS_TLS_CERT_FILE=" + e.CertFile, "REDIS_TLS_KEY_FILE=" + e.KeyFile,
+		}, e.Stop
+	}
+	sentinel := func(t *testing.T) (variables []string, stop func() error) {
+		t.Helper()
+		w, err := redis.StartWatched(t.Context(), redis.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []string{"REDIS_ADDRS=" + w.Addr, "REDIS_SENTINEL_MASTER=" + redis.MasterName, "REDIS_PASSWORD=" + w.Master.Password}, w.Stop
+	}
+	cluster := func(t *testing.T) (variables []string, stop func() error) {
+		t.Helper()
+		c, err := redis.StartCluster(t.Context(), 3, redis.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []string{
+			"REDIS_ADDRS=" + strings.Join(c.Addrs(), ","), "REDIS_CLUSTER=true", "REDIS_PASSWORD=" + c.Nodes[0].Password,
+			"REDIS_STREAM={otto}:events", "REDIS_RESULTS_STREAM={otto}:results", "REDIS_DEAD_STREAM={otto}:dead",
+		}, c.Stop
+	}
+	for name, start := range map[string]func(*testing.T) ([]string, func() error){"TLS and an ACL user": encrypted, "sentinel": sentinel, "cluster": cluster} {
+		t.Run(name, func(t *testing.T) {
+			nowhere(t)
+			variables, stop := start(t)
+			t.Cleanup(func() {
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+			})
+			file := filepath.Join(t.TempDir(), "any.env")
+			if err := os.WriteFile(file, []byte(strings.Join(variables, "\n")+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("ENV_FILE", file)
+			in, err := intakeOf{whose{EnvFile: file}}.open(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer in.close()
+			for _, reason := range []string{"poison", "expired"} {
+				err := in.redis.XAdd(t.Context(), &goredis.XAddArgs{Stream: in.letters.Dead, Values: []string{"type", "scale_up", "dead_event_id", "1-1", "dead_reason", reason}}).Err()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, row := range []struct {
+				args []string
+				want string
+			}{
+				{[]string{"dead-letters"}, "expired"},
+				{[]string{"dead-letters", "replay", "--reason", "poison"}, "replayed"},
+				{[]string{"dead-letters", "drop", "--all"}, "dropped"},
+				{[]string{"dead-letters"}, "no dead letters"},
+				{[]string{"pause"}, "paused"},
+				{[]string{"resume"}, "resumed"},
+			} {
+				if said, err := say(t, row.args...); err != nil || !strings.Contains(said, row.want) {
+					t.Errorf("%v says %q, %v, want %q", row.args, said, err, row.want)
+				}
+			}
+			if n := in.redis.XLen(t.Context(), in.letters.Events).Val(); n != 1 {
+				t.Errorf("%d events, want the one that was replayed", n)
+			}
+		})
 	}
 }

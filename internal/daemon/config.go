@@ -16,8 +16,11 @@ import (
 	"github.com/kelseyhightower/envconfig"
 )
 
-// load fills the struct that cfg points to from the environment and returns
-// every problem that it finds.
+// Load fills the struct that cfg points to from the environment, as [Main] does, and
+// returns every problem that it finds.
+func Load[C Config](cfg *C) error { return errors.Join(load(cfg)...) }
+
+// load is Load.
 //
 // It adds three things to envconfig, which stops at the first problem. A
 // variable that is set but empty counts as not set, because that is what a

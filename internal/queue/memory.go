@@ -91,6 +91,7 @@ type Memory[T any] struct {
 	shut     bool                  // nothing is leased
 	awaiting map[string][]*awaiter // calls of AwaitSettled, by item
 
+	served        []*waiter[T]  // by the dispatch that is under way
 	creditChanged chan struct{} // closed when credit has changed; nil while nobody waits for that
 	creditSeen    int           // what those who wait have seen
 }
@@ -362,9 +363,9 @@ func (m *Memory[T]) creditMayHaveChanged() {
 	}
 }
 
-// add takes in an item that is not here yet.
-func (m *Memory[T]) add(p *producer[T], item Item[T]) {
-	e := &entry[T]{item: item, producer: p, offered: time.Now()}
+// add takes in an item that is not here yet. The caller dispatches.
+func (m *Memory[T]) add(p *producer[T], item *Item[T]) {
+	e := &entry[T]{item: *item, producer: p, offered: time.Now()}
 	m.items[item.ID] = e
 	e.inOpen = m.open.PushBack(e)
 	m.metrics.offers.Inc()
@@ -381,13 +382,10 @@ func (m *Memory[T]) add(p *producer[T], item Item[T]) {
 			if item.Cancels {
 				m.cancelBefore(e)
 			}
-			m.creditMayHaveChanged()
 			return
 		}
 	}
 	m.makeReady(e)
-	m.dispatch()
-	m.creditMayHaveChanged()
 }
 
 // cancelBefore cancels all items of a lane that are before one, and wakes the
@@ -400,7 +398,6 @@ func (m *Memory[T]) cancelBefore(e *entry[T]) {
 			earlier.rest.Stop()
 			earlier.rest = nil
 			m.makeReady(earlier)
-			m.dispatch()
 		}
 	}
 }
@@ -424,14 +421,25 @@ func (m *Memory[T]) dispatch() {
 		m.ready.Remove(e.inReady)
 		e.inReady = nil
 		s := m.idle.Front().Value.(*subscription[T])
-		m.idle.Remove(s.inIdle)
-		s.inIdle = nil
-
-		next := s.waiters.Remove(s.waiters.Front()).(*waiter[T])
-		next.taken = nil
-		next.delivery <- m.leaseTo(e, s)
-		s.placeInIdle() // behind the others: they take turns
+		w := s.waiters.Front().Value.(*waiter[T])
+		if len(w.taken) == 0 {
+			m.served = append(m.served, w)
+		}
+		w.taken = append(w.taken, m.leaseTo(e, s))
+		if len(w.taken) == w.most {
+			w.leave()
+		}
+		s.placeInIdle()
+		if s.inIdle != nil {
+			m.idle.MoveToBack(s.inIdle) // they take turns
+		}
 	}
+	for _, w := range m.served {
+		w.leave()
+		close(w.served)
+	}
+	clear(m.served)
+	m.served = m.served[:0]
 }
 
 func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
@@ -499,7 +507,7 @@ func (m *Memory[T]) loseOne(l *lease[T], why string) {
 		"subscriber", l.sub.name, "reason", why)
 }
 
-// resolve ends a lease with a verdict.
+// resolve ends a lease with a verdict. The caller dispatches.
 func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
 	e := l.entry
 	e.lost = 0
@@ -510,8 +518,6 @@ func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
 	} else {
 		m.end(e, v)
 	}
-	m.dispatch()
-	m.creditMayHaveChanged()
 }
 
 func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
@@ -579,10 +585,18 @@ func (m *Memory[T]) leave(e *entry[T]) {
 	}
 }
 
-// settle forgets an item for good. It takes mu itself.
-func (m *Memory[T]) settle(id string) {
+// settle forgets items for good. It takes mu itself.
+func (m *Memory[T]) settle(ids ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, id := range ids {
+		m.settleOne(id)
+	}
+	m.dispatch()
+	m.creditMayHaveChanged()
+}
+
+func (m *Memory[T]) settleOne(id string) {
 	for _, a := range m.awaiting[id] {
 		a.settled = true
 		a.wake()
@@ -601,8 +615,6 @@ func (m *Memory[T]) settle(id string) {
 		m.loseOne(e.lease, "settled")
 	}
 	m.leave(e)
-	m.dispatch()
-	m.creditMayHaveChanged()
 }
 
 var errNoID = errors.New("an item needs an ID")

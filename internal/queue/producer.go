@@ -90,12 +90,14 @@ func (p *producer[T]) AwaitCredit(ctx context.Context, other int) (int, error) {
 }
 
 // Offer implements [Producer].
-func (p *producer[T]) Offer(ctx context.Context, item Item[T]) error {
+func (p *producer[T]) Offer(ctx context.Context, items ...Item[T]) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if item.ID == "" {
-		return fmt.Errorf("offering: %w", errNoID)
+	for i := range items {
+		if items[i].ID == "" {
+			return fmt.Errorf("offering: %w", errNoID)
+		}
 	}
 	m := p.queue
 	m.mu.Lock()
@@ -103,15 +105,19 @@ func (p *producer[T]) Offer(ctx context.Context, item Item[T]) error {
 	if p.closed() {
 		return ErrClosed
 	}
-	e, known := m.items[item.ID]
-	if !known {
-		m.add(p, item)
-		return nil
+	for i := range items {
+		e, known := m.items[items[i].ID]
+		if !known {
+			m.add(p, &items[i])
+			continue
+		}
+		e.producer = p
+		if e.state == ended {
+			p.announce(e)
+		}
 	}
-	e.producer = p
-	if e.state == ended {
-		p.announce(e)
-	}
+	m.dispatch()
+	m.creditMayHaveChanged()
 	return nil
 }
 
@@ -148,6 +154,7 @@ func (p *producer[T]) take(most int) (outcomes []Outcome) {
 	m := p.queue
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	outcomes = make([]Outcome, 0, min(len(p.outbox), most))
 	for len(p.outbox) > 0 && len(outcomes) < most {
 		e := p.outbox[0]
 		p.outbox[0] = nil
@@ -168,14 +175,14 @@ func (p *producer[T]) take(most int) (outcomes []Outcome) {
 }
 
 // Settle implements [Producer].
-func (p *producer[T]) Settle(ctx context.Context, id string) error {
+func (p *producer[T]) Settle(ctx context.Context, ids ...string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if p.closed() {
 		return ErrClosed
 	}
-	p.queue.settle(id)
+	p.queue.settle(ids...)
 	return nil
 }
 

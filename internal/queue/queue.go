@@ -55,11 +55,12 @@ type Producer[T any] interface {
 	// returns how many. It is advice: an Offer beyond it waits in the queue.
 	Credit(ctx context.Context) (int, error)
 
-	// Offer adds an item. Offering an ID that is already here adds nothing and is
-	// no error, so a caller whose answer was lost may ask again; the outcome goes
-	// to the newest producer that offered the ID. If the item has ended and is
-	// not settled yet, its outcome is delivered again.
-	Offer(ctx context.Context, item Item[T]) error
+	// Offer adds items, in their order. Offering an ID that is already here adds
+	// nothing and is no error, so a caller whose answer was lost may ask again; the
+	// outcome goes to the newest producer that offered the ID. If the item has ended
+	// and is not settled yet, its outcome is delivered again. After an error, nobody
+	// knows which of several were added.
+	Offer(ctx context.Context, items ...Item[T]) error
 
 	// Outcome blocks until one of the offered items has ended. Each outcome is
 	// returned once.
@@ -69,9 +70,9 @@ type Producer[T any] interface {
 	// that does, and returns what has ended by then, at most so many.
 	Outcomes(ctx context.Context, most int) ([]Outcome, error)
 
-	// Settle says that an outcome is stored where it cannot be lost. The queue
-	// then forgets the item. Settling twice is no error.
-	Settle(ctx context.Context, id string) error
+	// Settle says that outcomes are stored where they cannot be lost. The queue
+	// then forgets the items. Settling twice is no error.
+	Settle(ctx context.Context, ids ...string) error
 
 	// Close ends the producer. Closing twice is no error.
 	Close() error
@@ -85,6 +86,10 @@ type Subscription[T any] interface {
 	// Next blocks until an item is leased to the caller. It never exceeds the
 	// credits of the subscription.
 	Next(ctx context.Context) (Delivery[T], error)
+
+	// Deliveries is Next for a caller that takes several together: it blocks as that
+	// does, and returns what can be leased by then, at most so many.
+	Deliveries(ctx context.Context, most int) ([]Delivery[T], error)
 
 	// Resolve ends a lease with a verdict. It returns [ErrLeaseLost] when the
 	// lease had ended before; a second verdict on one lease is such a case.
@@ -129,6 +134,18 @@ type WatchedSubscription[T any] interface {
 	// Losses blocks until leases have ended without a verdict, and returns each
 	// once.
 	Losses(ctx context.Context) ([]uint64, error)
+
+	// ResolveAll is Resolve for many leases. It leaves out those that are lost, of
+	// which Losses tells.
+	ResolveAll(ctx context.Context, resolutions []Resolution) error
+}
+
+// A Resolution is the verdict on a lease.
+type Resolution struct {
+	// Lease as in [Delivery].
+	Lease uint64
+	// Verdict that ends it.
+	Verdict Verdict
 }
 
 // A CreditWatcher is a [Producer] that also tells when credit shrinks. Those of

@@ -39,3 +39,12 @@ func (s reportingSubscription[T]) Next(ctx context.Context) (Delivery[T], error)
 	}
 	return d, err
 }
+
+// Deliveries implements [Subscription].
+func (s reportingSubscription[T]) Deliveries(ctx context.Context, most int) ([]Delivery[T], error) {
+	deliveries, err := s.Subscription.Deliveries(ctx, most)
+	if err != nil && ctx.Err() == nil {
+		s.report(err)
+	}
+	return deliveries, err
+}

@@ -21,7 +21,7 @@ type subscription[T any] struct {
 
 	leases    map[uint64]*lease[T] // guarded
 	lastLease uint64               // guarded
-	waiters   *list.List           // of *waiter[T], guarded: calls of Next
+	waiters   *list.List           // of *waiter[T], guarded: calls of Deliveries
 	inIdle    *list.Element        // guarded: set while an item could be leased to it
 
 	// Only for watched ones.
@@ -32,10 +32,23 @@ type subscription[T any] struct {
 	lossy     chan struct{} // holds one token while losses may hold something
 }
 
-// waiter is a call of Next.
+// waiter is a call of Deliveries.
 type waiter[T any] struct {
-	delivery chan Delivery[T] // holds one
-	taken    *list.Element    // its place among the waiters; nil once it has its delivery
+	sub    *subscription[T]
+	most   int
+	taken  []Delivery[T] // guarded until served is closed
+	served chan struct{} // closed when taken is all that it gets
+	place  *list.Element // among the waiters; nil once it has left them
+}
+
+// leave ends the wait. It is called with mu held.
+func (w *waiter[T]) leave() {
+	if w.place == nil {
+		return
+	}
+	w.sub.waiters.Remove(w.place)
+	w.place = nil
+	w.sub.placeInIdle()
 }
 
 func newSubscription[T any](m *Memory[T], opts SubscribeOptions) *subscription[T] {
@@ -74,36 +87,46 @@ func (s *subscription[T]) placeInIdle() {
 
 // Next implements [Subscription].
 func (s *subscription[T]) Next(ctx context.Context) (Delivery[T], error) {
-	if err := ctx.Err(); err != nil {
+	deliveries, err := s.Deliveries(ctx, 1)
+	if err != nil {
 		return Delivery[T]{}, err
 	}
+	return deliveries[0], nil
+}
+
+// Deliveries implements [Subscription].
+func (s *subscription[T]) Deliveries(ctx context.Context, most int) ([]Delivery[T], error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	m := s.queue
-	w := &waiter[T]{delivery: make(chan Delivery[T], 1)}
+	w := &waiter[T]{sub: s, most: most, served: make(chan struct{})}
 	m.mu.Lock()
 	if s.closed() {
 		m.mu.Unlock()
-		return Delivery[T]{}, ErrClosed
+		return nil, ErrClosed
 	}
-	w.taken = s.waiters.PushBack(w)
+	w.taken = make([]Delivery[T], 0, min(most, max(1, m.ready.Len())))
+	w.place = s.waiters.PushBack(w)
 	s.placeInIdle()
 	m.dispatch()
+	m.creditMayHaveChanged()
 	m.mu.Unlock()
 
 	select {
-	case d := <-w.delivery:
-		return d, nil
+	case <-w.served:
+		return w.taken, nil
 	case <-s.done:
-		return Delivery[T]{}, ErrClosed
+		return nil, ErrClosed
 	case <-ctx.Done():
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if w.taken == nil {
-		return <-w.delivery, nil // the item came first
+	if len(w.taken) > 0 {
+		return w.taken, nil // they came first
 	}
-	s.waiters.Remove(w.taken)
-	s.placeInIdle()
-	return Delivery[T]{}, ctx.Err()
+	w.leave()
+	return nil, ctx.Err()
 }
 
 // Resolve implements [Subscription].
@@ -111,9 +134,7 @@ func (s *subscription[T]) Resolve(ctx context.Context, d Delivery[T], v Verdict)
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	switch v.Status {
-	case 0, Done, Rejected:
-	default:
+	if !v.Valid() {
 		return fmt.Errorf("resolving item %s: status %d is no verdict", d.ID, v.Status)
 	}
 	m := s.queue
@@ -127,6 +148,32 @@ func (s *subscription[T]) Resolve(ctx context.Context, d Delivery[T], v Verdict)
 		return ErrLeaseLost
 	}
 	m.resolve(l, v)
+	m.dispatch()
+	m.creditMayHaveChanged()
+	return nil
+}
+
+// ResolveAll implements [WatchedSubscription].
+func (s *subscription[T]) ResolveAll(ctx context.Context, resolutions []Resolution) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	m := s.queue
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.closed() {
+		return ErrClosed
+	}
+	for _, r := range resolutions {
+		if !r.Verdict.Valid() {
+			return fmt.Errorf("resolving lease %d: status %d is no verdict", r.Lease, r.Verdict.Status)
+		}
+		if l, ok := s.leases[r.Lease]; ok {
+			m.resolve(l, r.Verdict)
+		}
+	}
+	m.dispatch()
+	m.creditMayHaveChanged()
 	return nil
 }
 

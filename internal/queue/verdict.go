@@ -69,6 +69,9 @@ const (
 	DetailAbandoned = "abandoned"
 )
 
+// Valid reports whether v is a verdict at all.
+func (v Verdict) Valid() bool { return v.Status == 0 || v.Status == Done || v.Status == Rejected }
+
 // Finish says that the item's effect is in the world.
 func Finish(message string, details map[string]string) Verdict {
 	return Verdict{Status: Done, Message: message, Details: details}

@@ -3,10 +3,14 @@ package stream
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"net"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"golang.org/x/sys/unix"
 )
 
 // Server says where Redis is, and of which kind: a single server, or the master
@@ -55,14 +59,45 @@ func NewClient(s Server, name string) redis.UniversalClient {
 		SentinelPassword:      s.SentinelPassword,
 		IsClusterMode:         s.Cluster,
 		TLSConfig:             s.TLS,
+		Dialer:                s.dial,
 		ClientName:            name,
 		MaxRetries:            -1,
 		DialerRetries:         1,
-		DialTimeout:           3 * time.Second,
+		DialTimeout:           dialTimeout,
 		ReadTimeout:           3 * time.Second,
 		WriteTimeout:          3 * time.Second,
 		ContextTimeoutEnabled: true,
 	})
+}
+
+const dialTimeout = 3 * time.Second
+
+// silence is how long a peer is silent before the kernel asks whether it is there, at
+// first and then again, and unheard how long it may leave what was sent
+// unacknowledged. A host that is gone without a word is so found in five seconds also
+// by a read that blocks, and Redis is not bothered.
+const (
+	silence = 2 * time.Second
+	probes  = 3
+	unheard = 5 * time.Second
+)
+
+// dial opens a connection, encrypted if that is configured.
+func (s Server) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	dialer := &net.Dialer{
+		Timeout:         dialTimeout,
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: silence, Interval: time.Second, Count: probes},
+		Control: func(_, _ string, c syscall.RawConn) (err error) {
+			cerr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unheard.Milliseconds()))
+			})
+			return errors.Join(err, cerr)
+		},
+	}
+	if s.TLS == nil {
+		return dialer.DialContext(ctx, network, addr) //nolint:wrapcheck // go-redis says what for
+	}
+	return (&tls.Dialer{NetDialer: dialer, Config: s.TLS}).DialContext(ctx, network, addr) //nolint:wrapcheck // as above
 }
 
 // Quiet silences the client library, which writes its own lines to stderr about

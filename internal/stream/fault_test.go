@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,20 +172,36 @@ func TestAStreamThatIsDeletedWhileItIsReadIsBegunAnew(t *testing.T) {
 
 func TestAConnectionThatIsDeadWithoutAWordLosesNothing(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, redis.Options{})
-	p := newProxy(t, w.server.Addr)
-	w.where = &stream.Server{Addrs: []string{p.Addr().String()}, Password: w.server.Password}
-	m := w.join("a")
-	m.SetBlock(time.Second)
-	seen := m.run().finishAll(4)
-	before := w.up("before")
-	eventually(t, "the event", func() bool { return len(w.resultsOf(before)) == 1 })
-	p.cut()
-	// Redis gives it to a reader that never sees it.
-	lost := w.up("lost on the way")
-	eventually(t, "the event all the same", func() bool { return len(w.resultsOf(lost)) == 1 })
-	eventually(t, "health", func() bool { return m.healthErr() == nil })
-	w.onceEach(seen(), before, lost)
+	for name, die := range map[string]func(p *redis.Proxy) error{
+		"and its host acknowledges what is sent": func(p *redis.Proxy) error { p.Cut(); return nil },
+		"and so is its host":                     (*redis.Proxy).Vanish,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, redis.Options{})
+			p, err := redis.NewProxy(w.server.Addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer p.Close() //nolint:errcheck // nothing was written
+			w.where = &stream.Server{Addrs: []string{p.Addr}, Password: w.server.Password}
+			m := w.join("a")
+			m.SetBlock(time.Second)
+			seen := m.run().finishAll(4)
+			before := w.up("before")
+			eventually(t, "the event", func() bool { return len(w.resultsOf(before)) == 1 })
+			if err := die(p); errors.Is(err, syscall.EPERM) {
+				t.Skip("needs CAP_NET_ADMIN: ", err)
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			// Redis gives it to a reader that never sees it.
+			lost := w.up("lost on the way")
+			eventually(t, "the event all the same", func() bool { return len(w.resultsOf(lost)) == 1 })
+			eventually(t, "health", func() bool { return m.healthErr() == nil })
+			w.onceEach(seen(), before, lost)
+		})
+	}
 }
 
 func TestConnectionsThatAreClosedAllTheTimeLoseNothing(t *testing.T) {

@@ -248,9 +248,11 @@ type watchedProducer struct {
 	beforeSettle func(id string)
 }
 
-func (p *watchedProducer) Settle(ctx context.Context, id string) error {
-	p.beforeSettle(id)
-	return p.Producer.Settle(ctx, id)
+func (p *watchedProducer) Settle(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		p.beforeSettle(id)
+	}
+	return p.Producer.Settle(ctx, ids...)
 }
 
 func (m *member) run() *member {

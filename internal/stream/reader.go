@@ -259,40 +259,41 @@ func (c *Consumer) bury(ctx context.Context, p redis.XPendingExt) error {
 }
 
 // accept offers entries, or rejects them. An error means that the stream or the
-// queue is out of order; an entry that is out of order is none. New ones are
-// reported as accepted before they are offered.
+// queue is out of order; an entry that is out of order is none.
 func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage, isNew bool) error {
-	accepted := make([]scaleevent.Event, 0, len(entries))
+	if len(entries) == 0 {
+		return nil
+	}
+	now := time.Now()
+	flights := make([]*flight, 0, len(entries))
 	for _, entry := range entries {
-		c.noteRead(entry.ID)
 		fields := fieldsOf(entry)
 		event, err := c.parse(entry.ID, fields)
 		var rejected *scaleevent.Error
 		if errors.As(err, &rejected) {
 			err = c.rejectUnread(ctx, entry.ID, fields, 0, rejected)
 		} else if err == nil {
-			accepted = append(accepted, event)
+			flights = append(flights, &flight{event: event, accepted: now})
 		}
 		if err != nil {
 			return err
 		}
 	}
-	if isNew {
-		c.reportAccepted(ctx, accepted)
-	}
-	now := time.Now()
-	for _, event := range accepted {
-		if !c.takeOff(event.ID, &flight{event: event, accepted: now}) {
-			continue
-		}
-		err := producer.Offer(ctx, queue.Item[scaleevent.Event]{
-			ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Cancels: event.RemovesAll(), Value: event,
+	c.noteRead(entries[len(entries)-1].ID)
+	flights = c.takeOff(flights, isNew)
+	for _, f := range flights {
+		c.items = append(c.items, queue.Item[scaleevent.Event]{
+			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Cancels: f.event.RemovesAll(), Value: f.event,
 		})
-		if err != nil {
-			c.land(event.ID)
-			return fmt.Errorf("offering event %s: %w", event.ID, err)
+	}
+	err := producer.Offer(ctx, c.items...)
+	clear(c.items)
+	c.items = c.items[:0]
+	if err != nil {
+		for _, f := range flights {
+			c.land(f.event.ID)
 		}
-		c.log.InfoContext(ctx, "event accepted", "event", event.ID, "task", event.TaskID, "pool", event.Pool, "type", string(event.Type))
+		return fmt.Errorf("offering %d events: %w", len(flights), err)
 	}
 	return nil
 }

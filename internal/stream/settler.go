@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -16,11 +16,15 @@ import (
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
+// settledAtOnce bounds how many outcomes are stored in one transaction, which Redis
+// does nothing else beside: about a millisecond.
+const settledAtOnce = 256
+
 // runSettler stores outcomes until ctx ends, those that have come together in one
 // transaction. Several of them may run.
 func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
 	for {
-		outcomes, err := producer.Outcomes(ctx, 2*page)
+		outcomes, err := producer.Outcomes(ctx, settledAtOnce)
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil //nolint:nilerr // told to stop; the outcomes come again with the entries
@@ -31,24 +35,22 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 		if !c.settle(ctx, batch) {
 			return nil
 		}
-		for _, outcome := range outcomes {
-			if err := producer.Settle(ctx, outcome.ItemID); err != nil && ctx.Err() == nil {
-				return fmt.Errorf("settling event %s: %w", outcome.ItemID, err)
-			}
+		ids := make([]string, len(outcomes))
+		for i := range outcomes {
+			ids[i] = outcomes[i].ItemID
 		}
-		if c.landAll(outcomes, restored) {
-			c.acknowledgeAgain(ctx, outcomes)
+		if err := producer.Settle(ctx, ids...); err != nil && ctx.Err() == nil {
+			return fmt.Errorf("settling events: %w", err)
+		}
+		if c.landAll(ids, restored) {
+			c.acknowledgeAgain(ctx, ids)
 		}
 	}
 }
 
 // acknowledgeAgain is for events whose group was made again meanwhile: they were
 // put back into the PEL, perhaps after they had been acknowledged.
-func (c *Consumer) acknowledgeAgain(ctx context.Context, outcomes []queue.Outcome) {
-	ids := make([]string, len(outcomes))
-	for i, o := range outcomes {
-		ids[i] = o.ItemID
-	}
+func (c *Consumer) acknowledgeAgain(ctx context.Context, ids []string) {
 	for range backoff.Default.Attempts(ctx) {
 		err := c.rdb.XAck(ctx, c.cfg.Stream, c.cfg.Group, ids...).Err()
 		if err == nil {
@@ -63,7 +65,7 @@ func (c *Consumer) acknowledgeAgain(ctx context.Context, outcomes []queue.Outcom
 
 // A settlement is an outcome on its way into Redis.
 type settlement struct {
-	outcome queue.Outcome
+	outcome *queue.Outcome
 	flight  *flight // nil if the event was let go of before
 	result  scaleevent.Result
 	fields  map[string]string // of the event, if it was rejected
@@ -71,36 +73,52 @@ type settlement struct {
 	buried, recorded, acked bool // what is stored of it already
 }
 
-// beginSettling marks events, so that they are not let go of now. It returns how
-// often entries were restored before.
-func (c *Consumer) beginSettling(outcomes []queue.Outcome) (batch []*settlement, restored int) {
+// beginSettling marks events, so that they are not let go of now, nor reported as
+// accepted. It returns how often entries were restored before.
+func (c *Consumer) beginSettling(outcomes []queue.Outcome) (batch []settlement, restored int) {
+	batch = make([]settlement, len(outcomes))
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	batch = make([]*settlement, len(outcomes))
-	for i, o := range outcomes {
-		s := &settlement{outcome: o, flight: c.inFlight[o.ItemID], result: scaleevent.Result{
-			EventID: o.ItemID, Status: o.Status.String(), Reason: o.Reason, Message: o.Message, Attempts: o.Attempts, Details: o.Details,
-		}}
-		if s.flight != nil {
+	reported := false
+	for i := range outcomes {
+		s := &batch[i]
+		s.outcome = &outcomes[i]
+		if s.flight = c.inFlight[s.outcome.ItemID]; s.flight != nil {
 			s.flight.settling = true
-			e := &s.flight.event
-			s.result.Type, s.result.TaskID, s.result.Pool = string(e.Type), e.TaskID, e.Pool
+			reported = reported || s.flight.reported
 		}
-		batch[i] = s
 	}
-	return batch, c.restored
+	restored = c.restored
+	c.mu.Unlock()
+	if reported {
+		c.reporting.Lock()   // that they were accepted is told first
+		c.reporting.Unlock() //nolint:staticcheck // it was only waited for
+	}
+	for i := range batch {
+		batch[i].describe()
+	}
+	return batch, restored
+}
+
+// describe makes the result of the outcome.
+func (s *settlement) describe() {
+	o := s.outcome
+	s.result = scaleevent.Result{
+		EventID: o.ItemID, Status: o.Status.String(), Reason: o.Reason, Message: o.Message, Attempts: o.Attempts, Details: o.Details,
+	}
+	if s.flight != nil {
+		e := &s.flight.event
+		s.result.Type, s.result.TaskID, s.result.Pool = string(e.Type), e.TaskID, e.Pool
+	}
 }
 
 // settle stores outcomes, however long Redis stays away. It returns false if ctx
 // ended before; then the entries stay pending, and their events are delivered again.
-func (c *Consumer) settle(ctx context.Context, batch []*settlement) bool {
+func (c *Consumer) settle(ctx context.Context, batch []settlement) bool {
 	for attempt := range backoff.Default.Attempts(ctx) {
 		err := c.tryToSettle(ctx, batch, attempt.Number > 1)
 		if err == nil {
 			c.link.works("storing outcomes")
-			for _, s := range batch {
-				c.noteSettled(ctx, s)
-			}
+			c.noteSettled(ctx, batch)
 			return true
 		}
 		if ctx.Err() == nil {
@@ -110,14 +128,15 @@ func (c *Consumer) settle(ctx context.Context, batch []*settlement) bool {
 	return false
 }
 
-func (c *Consumer) tryToSettle(ctx context.Context, batch []*settlement, again bool) error {
+func (c *Consumer) tryToSettle(ctx context.Context, batch []settlement, again bool) error {
 	if again {
 		// The try before may have succeeded, and its reply got lost.
 		if err := c.findStored(ctx, batch); err != nil {
 			return err
 		}
 	}
-	for _, s := range batch {
+	for i := range batch {
+		s := &batch[i]
 		if s.outcome.Status != queue.Rejected || s.buried || s.fields != nil {
 			continue
 		}
@@ -130,8 +149,9 @@ func (c *Consumer) tryToSettle(ctx context.Context, batch []*settlement, again b
 }
 
 // findStored marks what is not pending any more as stored.
-func (c *Consumer) findStored(ctx context.Context, batch []*settlement) error {
-	for _, s := range batch {
+func (c *Consumer) findStored(ctx context.Context, batch []settlement) error {
+	for i := range batch {
+		s := &batch[i]
 		if s.acked {
 			continue
 		}
@@ -166,42 +186,40 @@ func (c *Consumer) original(ctx context.Context, id string, f *flight) (map[stri
 }
 
 // store writes results, with the dead letters of rejected events, and acknowledges
-// the entries, in one transaction. A command of it that Redis refuses while it
-// carries out the others, because a key is no stream, is found and done later.
-func (c *Consumer) store(ctx context.Context, batch []*settlement) error {
-	var ids []string
-	dead, results := map[*settlement]*redis.StringCmd{}, map[*settlement]*redis.StringCmd{}
-	var ack *redis.IntCmd
-	cmds, err := c.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
-		for _, s := range batch {
-			if !s.buried && s.result.Status == scaleevent.StatusRejected {
-				dead[s] = tx.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Dead, Values: flat(deadLetter(s.result, s.fields))})
-			}
-			if !s.recorded {
-				results[s] = c.addResult(ctx, tx, s.result)
-			}
-			if !s.acked {
-				ids = append(ids, s.result.EventID)
-			}
+// the entries, in one transaction. It marks what is stored if not all is.
+func (c *Consumer) store(ctx context.Context, batch []settlement) error {
+	r := record{results: make([]*scaleevent.Result, 0, len(batch)), acks: make([]string, 0, len(batch))}
+	for i := range batch {
+		s := &batch[i]
+		if !s.buried && s.result.Status == scaleevent.StatusRejected {
+			r.letters = append(r.letters, flat(deadLetter(s.result, s.fields)))
 		}
-		if len(ids) > 0 {
-			ack = tx.XAck(ctx, c.cfg.Stream, c.cfg.Group, ids...)
+		if !s.recorded {
+			r.results = append(r.results, &s.result)
 		}
+		if !s.acked {
+			r.acks = append(r.acks, s.result.EventID)
+		}
+	}
+	if len(r.acks) == 0 {
 		return nil
-	})
+	}
+	letters, results, err := c.write(ctx, r)
 	if err == nil {
 		return nil
 	}
-	carriedOut := false // else nothing was done, or nobody knows
-	for _, s := range batch {
-		s.buried = s.buried || dead[s] != nil && dead[s].Val() != ""
-		s.recorded = s.recorded || results[s] != nil && results[s].Val() != ""
-		carriedOut = carriedOut || dead[s] != nil && dead[s].Val() != "" || results[s] != nil && results[s].Val() != ""
+	for i := range batch {
+		s := &batch[i]
+		if !s.buried && s.result.Status == scaleevent.StatusRejected {
+			s.buried = letters > 0
+			letters--
+		}
+		if !s.recorded {
+			s.recorded = results > 0
+			results--
+		}
 	}
-	for _, s := range batch {
-		s.acked = s.acked || carriedOut && ack != nil && ack.Err() == nil
-	}
-	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), cause(cmds, err))
+	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
 }
 
 // ReportWorkerEnd stores how a worker ended, for the producer of its event.
@@ -223,58 +241,8 @@ func (c *Consumer) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) err
 	return nil
 }
 
-// resultValues lays out the fields of a result as XADD wants them, in a fixed order.
-// It is what [scaleevent.Result.Fields] has, without a map: there are many of them.
-func resultValues(r scaleevent.Result) []any {
-	values := make([]any, 0, 16+2*len(r.Details))
-	values = append(values,
-		scaleevent.ResultEventID, r.EventID, scaleevent.ResultStatus, r.Status, scaleevent.ResultReason, r.Reason,
-		scaleevent.ResultMessage, r.Message, scaleevent.ResultType, r.Type, scaleevent.ResultTaskID, r.TaskID,
-		scaleevent.ResultPool, r.Pool, scaleevent.ResultAttempts, r.Attempts)
-	for _, name := range slices.Sorted(maps.Keys(r.Details)) {
-		values = append(values, name, r.Details[name])
-	}
-	return values
-}
-
-// cause returns why a transaction was discarded: Redis only says that it was.
-func cause(cmds []redis.Cmder, err error) error {
-	if !redis.HasErrorPrefix(err, "EXECABORT") {
-		return err
-	}
-	for _, cmd := range cmds {
-		if why := cmd.Err(); why != nil && !redis.HasErrorPrefix(why, "EXECABORT") {
-			return why
-		}
-	}
-	return err
-}
-
 func (c *Consumer) addResult(ctx context.Context, to redis.Cmdable, result scaleevent.Result) *redis.StringCmd {
 	return to.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Results, MaxLen: c.cfg.ResultsMaxLen, Approx: true, Values: resultValues(result)})
-}
-
-// reportAccepted tells producers that their events are in work. It is a courtesy:
-// that it fails stops nothing.
-func (c *Consumer) reportAccepted(ctx context.Context, events []scaleevent.Event) {
-	if len(events) == 0 {
-		return
-	}
-	_, err := c.rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for i := range events {
-			e := &events[i]
-			c.addResult(ctx, p, scaleevent.Result{EventID: e.ID, Status: scaleevent.StatusAccepted, Type: string(e.Type), TaskID: e.TaskID, Pool: e.Pool})
-		}
-		return nil
-	})
-	if ctx.Err() != nil {
-		return
-	}
-	if err != nil {
-		c.link.failed("reporting accepted events", err)
-		return
-	}
-	c.link.works("reporting accepted events")
 }
 
 // deadLetter is every field of the event, and why it is dead.
@@ -289,15 +257,6 @@ func deadLetter(result scaleevent.Result, fields map[string]string) map[string]s
 	letter[scaleevent.FieldDeadAttempts] = strconv.Itoa(result.Attempts)
 	letter[scaleevent.FieldDeadTime] = time.Now().UTC().Format(time.RFC3339Nano)
 	return letter
-}
-
-// flat lays out fields as XADD wants them, in a fixed order.
-func flat(fields map[string]string) []string {
-	values := make([]string, 0, 2*len(fields))
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
-		values = append(values, name, fields[name])
-	}
-	return values
 }
 
 // rejectUnread stores the rejection of an entry that never reaches the queue. If
@@ -337,7 +296,7 @@ func (c *Consumer) reject(ctx context.Context, id string, fields map[string]stri
 	if rejected.Field != "" {
 		result.Details = map[string]string{"field": rejected.Field}
 	}
-	if err := c.store(ctx, []*settlement{{result: result, fields: fields}}); err != nil {
+	if err := c.store(ctx, []settlement{{result: result, fields: fields}}); err != nil {
 		return err
 	}
 	c.metrics.rejected.WithLabelValues(rejected.Reason).Inc()
@@ -347,18 +306,42 @@ func (c *Consumer) reject(ctx context.Context, id string, fields map[string]stri
 	return nil
 }
 
-func (c *Consumer) noteSettled(ctx context.Context, s *settlement) {
-	outcome, f := s.outcome, s.flight
-	c.metrics.settled.WithLabelValues(outcome.Status.String()).Inc()
-	if outcome.Status == queue.Rejected {
-		c.metrics.rejected.WithLabelValues(outcome.Reason).Inc()
+// linesAtOnce is how many events are logged one by one. Of more that come together
+// there is one line: their results tell of each.
+const linesAtOnce = 16
+
+func (c *Consumer) noteSettled(ctx context.Context, batch []settlement) {
+	done, now := 0, time.Now()
+	each := len(batch) <= linesAtOnce || c.log.Enabled(ctx, slog.LevelDebug)
+	for i := range batch {
+		s := &batch[i]
+		if s.outcome.Status == queue.Done {
+			done++
+		} else {
+			c.metrics.rejected.WithLabelValues(s.outcome.Reason).Inc()
+		}
+		if s.flight != nil {
+			c.metrics.duration.Observe(now.Sub(s.flight.accepted).Seconds())
+		}
+		if each || s.outcome.Status != queue.Done {
+			c.log.LogAttrs(ctx, slog.LevelInfo, "event settled", s.attrs(now)...)
+		}
 	}
-	attrs := []any{"event", outcome.ItemID}
-	if f != nil {
-		took := time.Since(f.accepted)
-		c.metrics.duration.Observe(took.Seconds())
-		attrs = append(attrs, "task", f.event.TaskID, "pool", f.event.Pool, "duration", took.Round(time.Microsecond))
+	c.metrics.settled.WithLabelValues(scaleevent.StatusDone).Add(float64(done))
+	c.metrics.settled.WithLabelValues(scaleevent.StatusRejected).Add(float64(len(batch) - done))
+	if !each && done > 0 {
+		c.log.InfoContext(ctx, "events settled", "events", len(batch), "done", done,
+			"first", batch[0].result.EventID, "last", batch[len(batch)-1].result.EventID)
 	}
-	attrs = append(attrs, "status", outcome.Status.String(), "reason", outcome.Reason, "attempts", outcome.Attempts, "message", outcome.Message)
-	c.log.InfoContext(ctx, "event settled", attrs...)
+}
+
+func (s *settlement) attrs(now time.Time) []slog.Attr {
+	attrs := make([]slog.Attr, 1, 8)
+	attrs[0] = slog.String("event", s.outcome.ItemID)
+	if s.flight != nil {
+		attrs = append(attrs, slog.String("task", s.flight.event.TaskID), slog.String("pool", s.flight.event.Pool),
+			slog.Duration("duration", now.Sub(s.flight.accepted).Round(time.Microsecond)))
+	}
+	return append(attrs, slog.String("status", s.result.Status), slog.String("reason", s.result.Reason),
+		slog.Int("attempts", s.result.Attempts), slog.String("message", s.result.Message))
 }

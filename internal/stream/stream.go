@@ -98,6 +98,12 @@ type Consumer struct {
 	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
 	restored int                // counts how often restorePending ran; guarded by mu
 	lastRead string             // the highest entry ID that we have read; guarded by mu
+	// unreported are new events in the order in which they were accepted, of which
+	// some have ended meanwhile; guarded by mu. unreportedMore holds a token while there
+	// may be some. reporting is held while some are reported.
+	unreported     []*flight
+	unreportedMore chan struct{}
+	reporting      sync.Mutex
 
 	// offering is held while events are offered, and while they are let go of.
 	offering sync.Mutex
@@ -110,6 +116,8 @@ type Consumer struct {
 	// own is where the reader goes on in our own pending entries: empty when it has
 	// read them all. Only the reader uses it.
 	own string
+	// items is what accept offers, again and again. Only the reader uses it.
+	items []queue.Item[scaleevent.Event]
 	// noAcked says that this Redis cannot trim by acknowledgement. Only the keeper uses it.
 	noAcked bool
 }
@@ -119,6 +127,7 @@ type flight struct {
 	event    scaleevent.Event
 	accepted time.Time
 	settling bool // its outcome is being stored; guarded by the consumer's mu
+	reported bool // it was reported as accepted, or is being so; guarded by the consumer's mu
 }
 
 // maxInFlight bounds what we hold in memory, whatever the queue would take. Beyond
@@ -129,6 +138,7 @@ const maxInFlight = 4096
 
 // pace is how often things are done. It follows from [Config.ReclaimAfter].
 type pace struct {
+	report   time.Duration // from an event's acceptance until that is reported
 	block    time.Duration // a read for new entries
 	watch    time.Duration // between two looks whether the queue has a subscriber
 	look     time.Duration // between two looks at the group
@@ -147,6 +157,7 @@ type pace struct {
 func paceFor(reclaimAfter time.Duration) pace {
 	vanished := min(10*time.Second, reclaimAfter)
 	return pace{
+		report:   50 * time.Millisecond,
 		block:    block,
 		watch:    100 * time.Millisecond,
 		look:     vanished / 2,
@@ -180,6 +191,8 @@ func New(cfg Config, rdb redis.UniversalClient, dial func() redis.UniversalClien
 		gateShut: make(chan struct{}, 1),
 		inFlight: map[string]*flight{},
 		landed:   make(chan struct{}),
+
+		unreportedMore: make(chan struct{}, 1),
 	}
 }
 
@@ -211,6 +224,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 
 	outflow, settling := errgroup.WithContext(settling)
 	outflow.Go(func() error { return c.runPresence(settling, producer) })
+	outflow.Go(func() error { return c.runReporter(settling) })
 	for range settlers {
 		outflow.Go(func() error { return c.runSettler(settling, producer) })
 	}
@@ -267,15 +281,26 @@ func (c *Consumer) flying() (int, <-chan struct{}) {
 	return len(c.inFlight), c.landed
 }
 
-// takeOff puts an event in flight. It returns false if it is in flight already.
-func (c *Consumer) takeOff(id string, f *flight) bool {
+// takeOff puts events in flight, and returns those that were not. New ones are to be
+// reported.
+func (c *Consumer) takeOff(flights []*flight, isNew bool) []*flight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, flying := c.inFlight[id]; flying {
-		return false
+	off := flights[:0]
+	for _, f := range flights {
+		if _, flying := c.inFlight[f.event.ID]; !flying {
+			c.inFlight[f.event.ID] = f
+			off = append(off, f)
+		}
 	}
-	c.inFlight[id] = f
-	return true
+	if isNew && len(off) > 0 {
+		c.unreported = append(c.unreported, off...)
+		select {
+		case c.unreportedMore <- struct{}{}:
+		default: // there is a token already
+		}
+	}
+	return off
 }
 
 // look returns an event in flight, or nil.
@@ -286,24 +311,15 @@ func (c *Consumer) look(id string) *flight {
 }
 
 // land takes an event out of flight.
-func (c *Consumer) land(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if _, flying := c.inFlight[id]; !flying {
-		return
-	}
-	delete(c.inFlight, id)
-	close(c.landed)
-	c.landed = make(chan struct{})
-}
+func (c *Consumer) land(id string) { c.landAll([]string{id}, 0) }
 
 // landAll is land for many. It returns true if they may have been put back into the
 // PEL since restored was as given.
-func (c *Consumer) landAll(outcomes []queue.Outcome, restored int) bool {
+func (c *Consumer) landAll(ids []string, restored int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, o := range outcomes {
-		delete(c.inFlight, o.ItemID)
+	for _, id := range ids {
+		delete(c.inFlight, id)
 	}
 	close(c.landed)
 	c.landed = make(chan struct{})

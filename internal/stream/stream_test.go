@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -36,6 +37,7 @@ func TestAnEventIsAcknowledgedTogetherWithItsResult(t *testing.T) {
 	if got := w.pendingCount(); got != 1 {
 		t.Errorf("pending while in work = %d, want 1", got)
 	}
+	eventually(t, "word that it is in work", func() bool { return len(w.read(results)) == 1 && w.read(results)[0]["status"] == "accepted" })
 	h.resolve(d, queue.Finish("made 2 workers", map[string]string{"workers": "w-1,w-2"}))
 	eventually(t, "a result", func() bool { return len(w.resultsOf(id)) == 1 })
 	want := scaleevent.Result{
@@ -58,6 +60,45 @@ func TestAnEventIsAcknowledgedTogetherWithItsResult(t *testing.T) {
 	}
 	if m.healthErr() != nil {
 		t.Errorf("health = %v", m.healthErr())
+	}
+}
+
+func TestThatAnEventIsInWorkIsNeverToldAfterItsEnd(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	m := w.join("a").run()
+	const n = 200
+	seen := m.serve(n, func(ctx context.Context) bool {
+		pause := time.NewTimer(rand.N(120 * time.Millisecond)) // before and after it is told
+		defer pause.Stop()
+		select {
+		case <-pause.C:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	})
+	for i := range n {
+		w.up(fmt.Sprint(i))
+	}
+	eventually(t, "all ends", func() bool { return len(seen()) == n && w.pendingCount() == 0 })
+	told, ended := 0, map[string]bool{}
+	for _, entry := range w.read(results) {
+		id := entry["event_id"]
+		if entry["status"] == scaleevent.StatusAccepted {
+			told++
+			if ended[id] {
+				t.Errorf("event %s is told to be in work after its end", id)
+			}
+			continue
+		}
+		if ended[id] {
+			t.Errorf("event %s has two ends", id)
+		}
+		ended[id] = true
+	}
+	if told == 0 || len(ended) != n {
+		t.Errorf("%d events were told to be in work and %d to have ended, want some, and %d", told, len(ended), n)
 	}
 }
 
@@ -637,7 +678,7 @@ func TestAResultIsNeverThereWithoutItsAcknowledgement(t *testing.T) {
 	}()
 	// Whatever moment a crash picks, it finds one of these states.
 	states := 0
-	for len(w.read(results)) < 2*n {
+	for finals := 0; finals < n; {
 		tx := w.rdb.TxPipeline()
 		res := tx.XRange(t.Context(), results, "-", "+")
 		pend := tx.XPendingExt(t.Context(), &goredis.XPendingExtArgs{Stream: events, Group: group, Start: "-", End: "+", Count: n})
@@ -649,8 +690,13 @@ func TestAResultIsNeverThereWithoutItsAcknowledgement(t *testing.T) {
 		for _, e := range pend.Val() {
 			open[e.ID] = true
 		}
+		finals = 0
 		for _, e := range res.Val() {
-			if id := e.Values["event_id"].(string); open[id] && e.Values["status"] != scaleevent.StatusAccepted {
+			if e.Values["status"] == scaleevent.StatusAccepted {
+				continue
+			}
+			finals++
+			if id := e.Values["event_id"].(string); open[id] {
 				t.Fatalf("event %s has a result and is not acknowledged", id)
 			}
 		}
@@ -669,23 +715,38 @@ type faulty struct {
 
 var errCut = errors.New("connection cut")
 
-func (f *faulty) DialHook(next goredis.DialHook) goredis.DialHook          { return next }
-func (f *faulty) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook { return next }
+func (f *faulty) DialHook(next goredis.DialHook) goredis.DialHook { return next }
+
+func (f *faulty) ProcessHook(next goredis.ProcessHook) goredis.ProcessHook {
+	return func(ctx context.Context, cmd goredis.Cmder) error {
+		if cmd.Name() != "eval" {
+			return next(ctx, cmd)
+		}
+		err := f.strike(func() error { return next(ctx, cmd) })
+		cmd.SetErr(err)
+		return err
+	}
+}
+
 func (f *faulty) ProcessPipelineHook(next goredis.ProcessPipelineHook) goredis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []goredis.Cmder) error {
 		if cmds[0].Name() != "multi" {
 			return next(ctx, cmds)
 		}
-		f.seen.Add(1)
-		if f.before.Add(-1) >= 0 {
-			return errCut
-		}
-		err := next(ctx, cmds)
-		if f.after.Add(-1) >= 0 {
-			return errCut
-		}
-		return err
+		return f.strike(func() error { return next(ctx, cmds) })
 	}
+}
+
+func (f *faulty) strike(transact func() error) error {
+	f.seen.Add(1)
+	if f.before.Add(-1) >= 0 {
+		return errCut
+	}
+	err := transact()
+	if f.after.Add(-1) >= 0 {
+		return errCut
+	}
+	return err
 }
 
 func TestAnOutcomeIsStoredOnceWhateverHappensToItsTransaction(t *testing.T) {

@@ -6,137 +6,93 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
+	"github.com/ottoscaler/ottoscaler/internal/dev/intake"
 	"github.com/ottoscaler/ottoscaler/internal/dev/redis"
 	"github.com/ottoscaler/ottoscaler/internal/dev/report"
-	"github.com/ottoscaler/ottoscaler/internal/dev/source"
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/internal/queue/queuerpc"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-const (
-	eventStream  = "otto:chaos:events"
-	resultStream = "otto:chaos:results"
-	deadStream   = "otto:chaos:dead"
-	intakeGroup  = "chaos"
-)
-
-// An intake is a Redis, a consumer as a process, a producer that adds events at an
+// An arena is a Redis, a consumer as a process, a producer that adds events at an
 // even pace, and a subscriber in this process that carries them out, as the scaler
 // does: an effect leaves a trace, and an event whose trace is there has no further
 // effect. The trace is removed as soon as the queue says that the event is settled, as
 // the scaler lets go of a worker then. An event that comes after that acts twice.
-type intake struct {
-	server *redis.Server
-	rdb    *goredis.Client
-	binary string
-	log    *os.File
-	addr   string
-	cmd    *exec.Cmd
-	name   int // number of main pods so far
-	client *queuerpc.Client
-	stop   func() // the subscriber
+type arena struct {
+	*intake.Ground
+	program  string
+	log      *os.File
+	consumer *intake.Consumer
+	name     int // number of main pods so far
+	client   *queuerpc.Client
+	stop     func() // the subscriber
 
-	mu      sync.Mutex
-	sent    []string            // guarded by mu
-	effects map[string]int      // by event: how often it acted; guarded by mu
-	traces  map[string]bool     // by event; guarded by mu
-	order   map[string][]string // by task: its events, as their effects were made; guarded by mu
-	tasks   map[string]string   // by event; guarded by mu
+	mu        sync.Mutex
+	sent      []string            // guarded by mu
+	effects   map[string]int      // by event: how often it acted; guarded by mu
+	traces    map[string]bool     // by event; guarded by mu
+	order     map[string][]string // by task: its events, as their effects were made; guarded by mu
+	forgotten string              // Redis itself has forgotten what is not behind this ID; guarded by mu
 }
 
-func newIntake(ctx context.Context) (in *intake, err error) {
-	root, err := source.Root(ctx)
-	if err != nil {
+// A setting makes the Redis of a row.
+type setting func(ctx context.Context) (*intake.Ground, error)
+
+// durable is a server that has written down what it has answered.
+func durable(config ...string) setting {
+	return func(ctx context.Context) (*intake.Ground, error) {
+		return intake.Single(ctx, redis.Options{AppendOnly: true, Config: append(config, "appendfsync always"), Output: os.Stderr})
+	}
+}
+
+func newArena(ctx context.Context, on setting) (in *arena, err error) {
+	in = &arena{effects: map[string]int{}, traces: map[string]bool{}, order: map[string][]string{}, stop: func() {}}
+	if in.program, err = intake.Build(ctx); err != nil {
 		return nil, err
-	}
-	in = &intake{
-		binary: filepath.Join(root, "bin", "consumer"), effects: map[string]int{}, traces: map[string]bool{}, order: map[string][]string{}, tasks: map[string]string{},
-		stop: func() {},
-	}
-	build := exec.CommandContext(ctx, "go", "build", "-o", in.binary, "./cmd/consumer")
-	build.Dir = root
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-trimpath -buildvcs=false")
-	if out, err := build.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("building the consumer: %w\n%s", err, out)
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, in.close())
 		}
 	}()
-	if in.server, err = redis.Start(ctx, redis.Options{AppendOnly: true, Config: []string{"appendfsync always"}, Output: os.Stderr}); err != nil {
+	if in.Ground, err = on(ctx); err != nil {
 		return in, err
 	}
-	in.rdb = in.server.Client()
 	if in.log, err = os.CreateTemp("", "ottoscaler-chaos-*.log"); err != nil {
 		return in, fmt.Errorf("preparing the consumer: %w", err)
 	}
-	if err := in.startPod(); err != nil {
+	if err := in.startPod(""); err != nil {
 		return in, err
 	}
 	return in, in.subscribe(ctx)
 }
 
-// startPod starts the consumer of a new main pod, at a queue address of its own.
-func (in *intake) startPod() (err error) {
-	in.name++
-	if in.addr, err = loopback(); err != nil {
-		return err
+// startPod starts the consumer of a new main pod, at a queue address of its own, or
+// again that of the same main pod at the address that it had.
+func (in *arena) startPod(addr string) (err error) {
+	if addr == "" {
+		in.name++
 	}
-	return in.start()
-}
-
-// start starts the consumer of the same main pod, again.
-func (in *intake) start() error {
-	health, err := loopback()
-	if err != nil {
-		return err
-	}
-	in.cmd = exec.Command(in.binary)
-	in.cmd.Env = append(os.Environ(), "REDIS_HOST="+in.server.Host, "REDIS_PORT="+strconv.Itoa(in.server.Port), "REDIS_PASSWORD="+in.server.Password,
-		"REDIS_STREAM="+eventStream, "REDIS_RESULTS_STREAM="+resultStream, "REDIS_DEAD_STREAM="+deadStream, "REDIS_CONSUMER_GROUP="+intakeGroup,
-		"REDIS_CONSUMER=pod-"+strconv.Itoa(in.name), "QUEUE_ADDR="+in.addr, "HEALTH_ADDR="+health, "RESULTS_MAX_LEN=10000000",
-		"POISON_AFTER=0") // the crashes are ours, hundreds of them
-	in.cmd.Stdout, in.cmd.Stderr = in.log, in.log
-	in.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := in.cmd.Start(); err != nil {
-		return fmt.Errorf("starting the consumer: %w", err)
-	}
-	return nil
-}
-
-func loopback() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("finding a free port: %w", err)
-	}
-	return l.Addr().String(), l.Close()
-}
-
-func (in *intake) kill() error {
-	if err := in.cmd.Process.Kill(); err != nil {
-		return fmt.Errorf("killing the consumer: %w", err)
-	}
-	_ = in.cmd.Wait() // it was killed
-	return nil
+	in.consumer, err = intake.Start(in.program, intake.Options{
+		Ground: in.Ground, Name: "pod-" + strconv.Itoa(in.name), QueueAddr: addr, Log: in.log,
+		Env: []string{"RESULTS_MAX_LEN=10000000", "POISON_AFTER=0"}, // the crashes are ours, hundreds of them
+	})
+	return err
 }
 
 // subscribe serves the consumer's queue, until stop.
-func (in *intake) subscribe(ctx context.Context) (err error) {
-	client, err := queuerpc.Dial(in.addr)
+func (in *arena) subscribe(ctx context.Context) (err error) {
+	client, err := queuerpc.Dial(in.consumer.QueueAddr)
 	if err != nil {
 		return err
 	}
@@ -160,7 +116,7 @@ func (in *intake) subscribe(ctx context.Context) (err error) {
 	return nil
 }
 
-func (in *intake) handle(ctx, outlasting context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+func (in *arena) handle(ctx, outlasting context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
 	pause := time.NewTimer(rand.N(4 * time.Millisecond)) // as if it asked an API server
 	defer pause.Stop()
 	select {
@@ -174,13 +130,13 @@ func (in *intake) handle(ctx, outlasting context.Context, d queue.Delivery[scale
 		in.traces[d.ID] = true
 		in.effects[d.ID]++
 		in.order[d.Value.TaskID] = append(in.order[d.Value.TaskID], d.ID)
-		go in.forget(outlasting, d.ID)
+		go in.removeTrace(outlasting, d.ID)
 	}
 	return queue.Finish("", nil)
 }
 
-// forget removes a trace once its event is settled, whichever main pod says so.
-func (in *intake) forget(ctx context.Context, id string) {
+// removeTrace removes a trace once its event is settled, whichever main pod says so.
+func (in *arena) removeTrace(ctx context.Context, id string) {
 	for range backoff.Default.Attempts(ctx) {
 		in.mu.Lock()
 		client := in.client
@@ -195,9 +151,7 @@ func (in *intake) forget(ctx context.Context, id string) {
 }
 
 // produce adds events of ten tasks until ctx ends, however often Redis refuses.
-func (in *intake) produce(ctx context.Context, every time.Duration) {
-	rdb := goredis.NewClient(&goredis.Options{Addr: in.server.Addr, Password: in.server.Password, MaxRetries: -1, DialerRetries: 1, DialTimeout: time.Second})
-	defer rdb.Close() //nolint:errcheck // every write was answered, or counts as not made
+func (in *arena) produce(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for n := 0; ; n++ {
@@ -206,32 +160,62 @@ func (in *intake) produce(ctx context.Context, every time.Duration) {
 			return
 		case <-ticker.C:
 		}
-		task := strconv.Itoa(n % 10)
-		id, err := rdb.XAdd(ctx, &goredis.XAddArgs{Stream: eventStream, Values: []string{"type", "scale_up", "task_id", task}}).Result()
-		if err != nil {
-			continue // an event whose XADD failed was not promised
-		}
-		in.mu.Lock()
-		in.sent = append(in.sent, id)
-		in.tasks[id] = task
-		in.mu.Unlock()
+		_, _ = in.send(ctx, strconv.Itoa(n%10)) // an event whose XADD failed was not promised
 	}
 }
 
+// send adds an event. Where there is a replica, an event is promised only when that has
+// it, too: Redis answers before.
+func (in *arena) send(ctx context.Context, task string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	p := in.Redis.Pipeline()
+	added := p.XAdd(ctx, &goredis.XAddArgs{Stream: in.Events, Values: []string{"type", "scale_up", "task_id", task}})
+	var replicas *goredis.Cmd
+	if in.Watched != nil {
+		replicas = p.Do(ctx, "WAIT", 1, 1000)
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return "", fmt.Errorf("adding an event: %w", err)
+	}
+	if replicas != nil {
+		if n, err := replicas.Int(); err != nil || n < 1 {
+			return "", errors.New("adding an event: no replica has it")
+		}
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.sent = append(in.sent, added.Val())
+	return added.Val(), nil
+}
+
+// forget has Redis do something that makes it forget events, and keeps in mind which:
+// those that it was told of up to then.
+func (in *arena) forget(ctx context.Context, do func(p goredis.Pipeliner)) error {
+	var now *goredis.TimeCmd
+	_, err := in.Redis.TxPipelined(ctx, func(p goredis.Pipeliner) error {
+		do(p)
+		now = p.Time(ctx)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("having Redis forget: %w", err)
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.forgotten = fmt.Sprintf("%d-%d", now.Val().UnixMilli(), uint64(1<<63))
+	return nil
+}
+
 // probe adds one event and returns how long it took to have its effect.
-func (in *intake) probe(ctx context.Context, begin time.Time) (time.Duration, error) {
+func (in *arena) probe(ctx context.Context, begin time.Time) (time.Duration, error) {
 	var id string
 	for range (backoff.Policy{Initial: 5 * time.Millisecond, Max: 20 * time.Millisecond}).Attempts(ctx) {
 		if id == "" {
-			added, err := in.rdb.XAdd(ctx, &goredis.XAddArgs{Stream: eventStream, Values: []string{"type", "scale_up", "task_id", "probe"}}).Result()
-			if err != nil {
+			var err error
+			if id, err = in.send(ctx, "probe"); err != nil {
 				continue // Redis is not back yet
 			}
-			id = added
-			in.mu.Lock()
-			in.sent = append(in.sent, id)
-			in.tasks[id] = "probe"
-			in.mu.Unlock()
 		}
 		in.mu.Lock()
 		done := in.effects[id] > 0
@@ -244,10 +228,12 @@ func (in *intake) probe(ctx context.Context, begin time.Time) (time.Duration, er
 }
 
 // count waits until all is settled, and counts what the faults did.
-func (in *intake) count(ctx context.Context) (h harm, err error) {
+func (in *arena) count(ctx context.Context) (h harm, err error) {
 	for range (backoff.Policy{Initial: 20 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
-		groups, err := in.rdb.XInfoGroups(ctx, eventStream).Result()
-		if err == nil && len(groups) == 1 && groups[0].Pending == 0 && groups[0].Lag == 0 {
+		// The lag of the group is not to be had after a failover.
+		stream, err := in.Redis.XInfoStream(ctx, in.Events).Result()
+		groups, gerr := in.Redis.XInfoGroups(ctx, in.Events).Result()
+		if err == nil && gerr == nil && len(groups) == 1 && groups[0].Pending == 0 && groups[0].LastDeliveredID == stream.LastGeneratedID {
 			break
 		}
 	}
@@ -256,7 +242,7 @@ func (in *intake) count(ctx context.Context) (h harm, err error) {
 	}
 	finals := map[string]int{}
 	for last := "-"; ; {
-		entries, err := in.rdb.XRangeN(ctx, resultStream, last, "+", 1000).Result()
+		entries, err := in.Redis.XRangeN(ctx, in.Results, last, "+", 1000).Result()
 		if err != nil {
 			return h, fmt.Errorf("reading results: %w", err)
 		}
@@ -273,7 +259,7 @@ func (in *intake) count(ctx context.Context) (h harm, err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	for _, id := range in.sent {
-		if in.effects[id] == 0 || finals[id] == 0 {
+		if later(id, in.forgotten) && (in.effects[id] == 0 || finals[id] == 0) {
 			h.lost++
 		}
 		if in.effects[id] > 1 {
@@ -290,8 +276,11 @@ func (in *intake) count(ctx context.Context) (h harm, err error) {
 	return h, nil
 }
 
-// later compares entry IDs.
+// later compares entry IDs. Every one is later than none.
 func later(a, b string) bool {
+	if b == "" {
+		return true
+	}
 	var x, y [2]uint64
 	_, errA := fmt.Sscanf(a, "%d-%d", &x[0], &x[1])
 	_, errB := fmt.Sscanf(b, "%d-%d", &y[0], &y[1])
@@ -301,17 +290,14 @@ func later(a, b string) bool {
 	return x[0] > y[0] || x[0] == y[0] && x[1] > y[1]
 }
 
-func (in *intake) close() error {
+func (in *arena) close() error {
 	in.stop()
 	var errs []error
-	if in.cmd != nil && in.cmd.ProcessState == nil {
-		errs = append(errs, in.cmd.Process.Signal(syscall.SIGTERM))
-		if err := in.cmd.Wait(); err != nil {
-			errs = append(errs, fmt.Errorf("stopping the consumer: %w", err))
-		}
+	if in.consumer != nil {
+		errs = append(errs, in.consumer.Stop())
 	}
-	if in.server != nil {
-		errs = append(errs, in.server.Stop())
+	if in.Ground != nil {
+		errs = append(errs, in.Ground.Close())
 	}
 	err := errors.Join(errs...)
 	if in.log != nil && err == nil {
@@ -322,14 +308,14 @@ func (in *intake) close() error {
 
 // disrupt runs a fault again and again under load. Each time is at a random moment,
 // and is over when an event that was sent after it has had its effect.
-func disrupt(times, quick int, strike func(ctx context.Context, in *intake) error) func(context.Context, string, bool) (Row, error) {
+func disrupt(on setting, times, quick int, strike func(ctx context.Context, in *arena) error) func(context.Context, string, bool) (Row, error) {
 	return func(ctx context.Context, name string, isQuick bool) (row Row, err error) {
 		if isQuick {
 			times = quick
 		}
 		ctx, cancel := context.WithTimeout(ctx, time.Minute+time.Duration(times)*15*time.Second)
 		defer cancel()
-		in, err := newIntake(ctx)
+		in, err := newArena(ctx, on)
 		if err != nil {
 			return row, err
 		}
@@ -385,46 +371,114 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// intakeFaults are the rows that need no cluster.
+// intakeFaults are the rows that need no cluster of Kubernetes.
 var intakeFaults = []struct {
 	name string
 	run  func(ctx context.Context, name string, quick bool) (Row, error)
 }{
-	{"intake: consumer killed at a random moment", disrupt(200, 20, func(_ context.Context, in *intake) error {
-		if err := in.kill(); err != nil {
-			return err
-		}
-		return in.start()
+	{"intake: consumer killed at a random moment", disrupt(durable(), 200, 20, func(_ context.Context, in *arena) error {
+		return errors.Join(in.consumer.Kill(), in.startPod(in.consumer.QueueAddr))
 	})},
-	{"intake: main pod lost, another one takes over", disrupt(20, 4, func(ctx context.Context, in *intake) error {
-		if err := in.kill(); err != nil {
+	{"intake: main pod lost, another one takes over", disrupt(durable(), 20, 4, func(ctx context.Context, in *arena) error {
+		if err := in.consumer.Kill(); err != nil {
 			return err
 		}
 		in.stop()
-		if err := in.startPod(); err != nil { // of another name
-			return err
-		}
-		return in.subscribe(ctx)
+		return errors.Join(in.startPod(""), in.subscribe(ctx))
 	})},
-	{"intake: subscriber lost and back", disrupt(20, 4, func(ctx context.Context, in *intake) error {
+	{"intake: subscriber lost and back", disrupt(durable(), 20, 4, func(ctx context.Context, in *arena) error {
 		in.stop()
 		return in.subscribe(ctx)
 	})},
-	{"intake: Redis killed and restarted, with persistence", disrupt(10, 2, func(ctx context.Context, in *intake) error {
-		return errors.Join(in.server.Kill(), in.server.Restart(ctx))
+	{"intake: Redis killed and restarted, with persistence", disrupt(durable(), 10, 2, func(ctx context.Context, in *arena) error {
+		return errors.Join(in.Server.Kill(), in.Server.Restart(ctx))
 	})},
-	{"intake: all connections to Redis closed", disrupt(50, 5, func(ctx context.Context, in *intake) error {
-		return in.rdb.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes").Err()
+	{"intake: Redis killed and restarted, loading for a second", disrupt(loading, 5, 1, func(ctx context.Context, in *arena) error {
+		return errors.Join(in.Server.Kill(), in.Server.Restart(ctx))
 	})},
-	{"intake: consumer group destroyed", disrupt(10, 2, func(ctx context.Context, in *intake) error {
-		return in.rdb.XGroupDestroy(ctx, eventStream, intakeGroup).Err()
+	{"intake: Redis killed and restarted, without persistence", disrupt(forgetful, 10, 2, func(ctx context.Context, in *arena) error {
+		err := errors.Join(in.Server.Kill(), in.Server.Restart(ctx))
+		return errors.Join(err, in.forget(ctx, func(goredis.Pipeliner) {}))
 	})},
-	{"intake: Redis becomes a replica for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
-		err := in.rdb.ReplicaOf(ctx, "127.0.0.1", "1").Err()
-		return errors.Join(err, sleep(ctx, time.Second), in.rdb.ReplicaOf(ctx, "NO", "ONE").Err())
+	{"intake: FLUSHALL", disrupt(durable(), 10, 2, func(ctx context.Context, in *arena) error {
+		return in.forget(ctx, func(p goredis.Pipeliner) { p.FlushAll(ctx) })
 	})},
-	{"intake: Redis out of memory for a second", disrupt(5, 1, func(ctx context.Context, in *intake) error {
-		err := in.rdb.ConfigSet(ctx, "maxmemory", "1").Err()
-		return errors.Join(err, sleep(ctx, time.Second), in.rdb.ConfigSet(ctx, "maxmemory", "0").Err())
+	{"intake: stream deleted", disrupt(durable(), 10, 2, func(ctx context.Context, in *arena) error {
+		return in.forget(ctx, func(p goredis.Pipeliner) { p.Del(ctx, in.Events) })
 	})},
+	{"intake: all connections to Redis closed", disrupt(durable(), 50, 5, func(ctx context.Context, in *arena) error {
+		return in.Redis.ClientKillByFilter(ctx, "TYPE", "normal", "SKIPME", "yes").Err()
+	})},
+	{"intake: connections dead without a word", disrupt(behindProxy, 5, 1, func(_ context.Context, in *arena) error {
+		return in.Proxy.Vanish()
+	})},
+	{"intake: consumer group destroyed", disrupt(durable(), 10, 2, func(ctx context.Context, in *arena) error {
+		return in.Redis.XGroupDestroy(ctx, in.Events, in.Group).Err()
+	})},
+	{"intake: Redis becomes a replica for a second", disrupt(durable(), 5, 1, func(ctx context.Context, in *arena) error {
+		err := in.Redis.ReplicaOf(ctx, "127.0.0.1", "1").Err()
+		return errors.Join(err, sleep(ctx, time.Second), in.Redis.ReplicaOf(ctx, "NO", "ONE").Err())
+	})},
+	{"intake: Redis out of memory for a second", disrupt(durable(), 5, 1, func(ctx context.Context, in *arena) error {
+		err := in.Redis.ConfigSet(ctx, "maxmemory", "1").Err()
+		return errors.Join(err, sleep(ctx, time.Second), in.Redis.ConfigSet(ctx, "maxmemory", "0").Err())
+	})},
+	{"intake: master killed, failover by a sentinel", disrupt(watched, 3, 1, failOver)},
+	{"intake: slot moves to another node of a cluster", disrupt(clustered, 10, 2, func(ctx context.Context, in *arena) error {
+		_, err := in.Cluster.Move(ctx, in.Events)
+		return err
+	})},
+}
+
+// forgetful is a server that keeps nothing on disk.
+func forgetful(ctx context.Context) (*intake.Ground, error) {
+	return intake.Single(ctx, redis.Options{Output: os.Stderr})
+}
+
+// loading is a server that takes a second to load what it has written down.
+func loading(ctx context.Context) (*intake.Ground, error) {
+	g, err := durable("key-load-delay 1000", "loading-process-events-interval-bytes 1024")(ctx)
+	if err != nil {
+		return nil, err
+	}
+	p := g.Redis.Pipeline()
+	for i := range 1000 {
+		p.Set(ctx, "filler-"+strconv.Itoa(i), strings.Repeat("x", 100), 0)
+	}
+	if _, err := p.Exec(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("filling Redis: %w", err), g.Close())
+	}
+	return g, nil
+}
+
+// behindProxy is a server that the consumer reaches through a proxy.
+func behindProxy(ctx context.Context) (*intake.Ground, error) {
+	return intake.BehindProxy(ctx, redis.Options{AppendOnly: true, Config: []string{"appendfsync always"}, Output: os.Stderr})
+}
+
+func watched(ctx context.Context) (*intake.Ground, error) {
+	return intake.Sentinel(ctx, redis.Options{AppendOnly: true, Output: os.Stderr})
+}
+
+func clustered(ctx context.Context) (*intake.Ground, error) {
+	return intake.Cluster(ctx, redis.Options{AppendOnly: true, Output: os.Stderr})
+}
+
+// failOver kills the master and waits until there is another. Then the killed one
+// returns as its replica, for the next time.
+func failOver(ctx context.Context, in *arena) error {
+	master, replica := in.Watched.Master, in.Watched.Replica
+	if err := master.Kill(); err != nil {
+		return err
+	}
+	for range (backoff.Policy{Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
+		client := replica.Client()
+		role, err := client.Info(ctx, "replication").Result()
+		_ = client.Close() // it only asked
+		if err == nil && strings.Contains(role, "role:master") {
+			break
+		}
+	}
+	in.Watched.Master, in.Watched.Replica = replica, master
+	return master.RestartAs(ctx, fmt.Sprintf("replicaof %s %d", replica.Host, replica.Port))
 }

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,6 +43,8 @@ type Options struct {
 	Bind []string
 	// AppendOnly keeps every write on disk, to survive Kill and Restart.
 	AppendOnly bool
+	// Password of the default user; by default, one is made up.
+	Password string
 	// Config are further lines of the server's configuration.
 	Config []string
 	// Output receives a line before anything that takes long.
@@ -62,7 +65,8 @@ type Server struct {
 
 	program string
 	opts    Options
-	ownDir  bool // Dir is ours to remove
+	ownDir  bool     // Dir is ours to remove
+	extra   []string // lines of configuration, of RestartAs
 	child   *child
 	daemon  *process.Process
 }
@@ -107,7 +111,9 @@ func Start(ctx context.Context, opts Options) (*Server, error) {
 // startAnywhere starts the server on a free port. Someone else may take the port
 // between our look and the server's, so it has three tries.
 func (s *Server) startAnywhere(ctx context.Context) error {
-	s.Password = rand.Text()
+	if s.Password = s.opts.Password; s.Password == "" {
+		s.Password = rand.Text()
+	}
 	var errs []error
 	for range 3 {
 		port, err := freePort(ctx, s.opts.Bind)
@@ -144,6 +150,12 @@ func (s *Server) Restart(ctx context.Context) error {
 		return err
 	}
 	return s.run(ctx)
+}
+
+// RestartAs is Restart with further lines of configuration, such as replicaof.
+func (s *Server) RestartAs(ctx context.Context, lines ...string) error {
+	s.extra = lines
+	return s.Restart(ctx)
 }
 
 // Stop ends the server in good order and removes what [Start] created for it.
@@ -194,7 +206,7 @@ func (s *Server) config() string {
 		"appendonly " + appendOnly,
 		"daemonize no",
 	}
-	return strings.Join(append(lines, s.opts.Config...), "\n") + "\n"
+	return strings.Join(slices.Concat(lines, s.opts.Config, s.extra), "\n") + "\n"
 }
 
 func (s *Server) configFile() string { return filepath.Join(s.opts.Dir, "redis.conf") }
@@ -216,7 +228,7 @@ func (s *Server) run(ctx context.Context) error {
 		s.daemon = daemon
 		ended = func() (string, bool) { return "see " + process.LogFile(s.opts.Dir, ProcessName), !daemon.Alive() }
 	} else {
-		c, err := startChild(s.program, s.config())
+		c, err := startChild(s.program, s.config(), "-")
 		if err != nil {
 			return err
 		}
@@ -290,8 +302,8 @@ type child struct {
 	out  *tail
 }
 
-func startChild(program, config string) (*child, error) {
-	c := &child{cmd: exec.Command(program, "-"), done: make(chan struct{}), out: &tail{}}
+func startChild(program, config string, args ...string) (*child, error) {
+	c := &child{cmd: exec.Command(program, args...), done: make(chan struct{}), out: &tail{}}
 	c.cmd.Stdin = strings.NewReader(config)
 	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out
 	// The kernel ends it if we are killed, and a terminal's ^C is ours alone to handle.

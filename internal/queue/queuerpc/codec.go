@@ -12,28 +12,30 @@ import (
 // A codec turns the items of one topic into messages and back.
 type codec[T any] struct {
 	topic  queuev1.Topic
-	encode func(value T, into *queuev1.Item)
+	encode func(value *T, into *queuev1.Item)
 	decode func(from *queuev1.Item) (T, error)
+	size   func(value *T) int // in bytes, roughly
 }
 
 var events = codec[scaleevent.Event]{
 	topic: queuev1.Topic_TOPIC_SCALE_EVENTS,
-	encode: func(e scaleevent.Event, into *queuev1.Item) {
-		into.Payload = &queuev1.Item_ScaleEvent{ScaleEvent: &queuev1.ScaleEvent{Fields: e.Fields()}}
+	encode: func(e *scaleevent.Event, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_ScaleEvent{ScaleEvent: encodeEvent(e)}
 	},
 	decode: func(from *queuev1.Item) (scaleevent.Event, error) {
 		payload := from.GetScaleEvent()
 		if payload == nil {
 			return scaleevent.Event{}, errors.New("no scale event in it")
 		}
-		return scaleevent.Parse(from.GetId(), payload.GetFields())
+		return decodeEvent(from.GetId(), payload)
 	},
+	size: sizeOfEvent,
 }
 
 var workers = codec[queue.Worker]{
 	topic: queuev1.Topic_TOPIC_WORKERS,
-	encode: func(w queue.Worker, into *queuev1.Item) {
-		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(w)}
+	encode: func(w *queue.Worker, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(*w)}
 	},
 	decode: func(from *queuev1.Item) (queue.Worker, error) {
 		payload := from.GetWorker()
@@ -42,6 +44,7 @@ var workers = codec[queue.Worker]{
 		}
 		return decodeWorker(payload), nil
 	},
+	size: func(*queue.Worker) int { return 0 }, // a few names
 }
 
 func encodeWorker(w queue.Worker) *queuev1.Worker {
@@ -52,9 +55,9 @@ func decodeWorker(w *queuev1.Worker) queue.Worker {
 	return queue.Worker{Namespace: w.GetNamespace(), Name: w.GetName(), TaskID: w.GetTaskId(), Pool: w.GetPool(), EventID: w.GetEventId()}
 }
 
-func (c codec[T]) encodeItem(item queue.Item[T]) *queuev1.Item {
+func (c codec[T]) encodeItem(item *queue.Item[T]) *queuev1.Item {
 	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent, Cancels: item.Cancels}
-	c.encode(item.Value, message)
+	c.encode(&item.Value, message)
 	return message
 }
 

@@ -22,9 +22,13 @@ type conn[Req, Resp any] struct {
 	stream  grpc.BidiStreamingClient[Req, Resp]
 	cancel  context.CancelFunc
 	sending chan *Req
-	closing chan struct{} // closed by Close: send what is there, then say goodbye
-	done    chan struct{} // closed when nothing is received any more
-	err     error         // why; may be read once done is closed
+	// gathered returns a message of what has been gathered for the server, or nil if
+	// that is nothing; gathering holds one token while it may be something.
+	gathered  func() *Req
+	gathering chan struct{}
+	closing   chan struct{} // closed by Close: send what is there, then say goodbye
+	done      chan struct{} // closed when nothing is received any more
+	err       error         // why; may be read once done is closed
 
 	closeOnce sync.Once
 	running   sync.WaitGroup
@@ -55,18 +59,20 @@ func connect[Req, Resp any](ctx context.Context, start func(context.Context, ...
 		return nil, reason(err)
 	}
 	return &conn[Req, Resp]{
-		stream:  stream,
-		cancel:  cancel,
-		sending: make(chan *Req, batch),
-		closing: make(chan struct{}),
-		done:    make(chan struct{}),
+		stream:    stream,
+		cancel:    cancel,
+		sending:   make(chan *Req, 64),
+		gathered:  func() *Req { return nil },
+		gathering: make(chan struct{}, 1),
+		closing:   make(chan struct{}),
+		done:      make(chan struct{}),
 	}, nil
 }
 
 // run starts both goroutines. Each message goes through receive; ended is called
 // when there are no more, just before done is closed.
-func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(*Resp) error, ended func(), merge func(into, next *Req) bool) {
-	c.running.Go(func() { c.sendAll(heartbeat, every, merge) })
+func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(*Resp) error, ended func()) {
+	c.running.Go(func() { c.sendAll(heartbeat, every) })
 	c.running.Go(func() {
 		defer c.cancel()
 		for {
@@ -86,7 +92,7 @@ func (c *conn[Req, Resp]) run(heartbeat *Req, every time.Duration, receive func(
 
 // sendAll sends until the stream ends or Close is called. A Send that fails
 // needs no attention: Recv tells the cause.
-func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration, merge func(into, next *Req) bool) {
+func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration) {
 	var beats <-chan time.Time
 	if heartbeat != nil {
 		ticker := time.NewTicker(every)
@@ -96,7 +102,11 @@ func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration, merge fun
 	for {
 		select {
 		case message := <-c.sending:
-			if sendMerged(message, c.sending, c.stream.Send, merge) != nil {
+			if c.stream.Send(message) != nil {
+				return
+			}
+		case <-c.gathering:
+			if c.sendGathered() != nil {
 				return
 			}
 		case <-beats:
@@ -112,7 +122,16 @@ func (c *conn[Req, Resp]) sendAll(heartbeat *Req, every time.Duration, merge fun
 	}
 }
 
-// flush sends what was handed to send before Close.
+func (c *conn[Req, Resp]) sendGathered() error {
+	for message := c.gathered(); message != nil; message = c.gathered() {
+		if err := c.stream.Send(message); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// flush sends what was handed over before Close.
 func (c *conn[Req, Resp]) flush() {
 	for {
 		select {
@@ -121,6 +140,9 @@ func (c *conn[Req, Resp]) flush() {
 				return
 			}
 		default:
+			if c.sendGathered() != nil {
+				return
+			}
 			// The server answers by ending the stream, which Close waits for. That
 			// this fails means that the stream has ended already.
 			_ = c.stream.CloseSend()

@@ -51,24 +51,21 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 	go func() { received <- receiveVerdicts(stream, watched) }()
 
 	group, ctx := errgroup.WithContext(stream.Context())
-	responses := make(chan *queuev1.ConsumeResponse, batch)
+	responses := make(chan *queuev1.ConsumeResponse)
 	group.Go(func() error { return first(ctx, received) })
-	group.Go(func() error { return sendAll(ctx, responses, stream.Send, mergeDeliveries) })
+	group.Go(func() error { return sendAll(ctx, responses, stream.Send) })
 	group.Go(func() error {
 		for {
-			d, err := watched.Next(ctx)
+			deliveries, err := watched.Deliveries(ctx, batch)
 			if err != nil {
 				return err
 			}
-			if err := hand(ctx, responses, &queuev1.ConsumeResponse{Message: &queuev1.ConsumeResponse_Delivery_{
-				Delivery: &queuev1.ConsumeResponse_Delivery{
-					LeaseId:   d.Lease,
-					Item:      codec.encodeItem(d.Item),
-					Attempt:   count(d.Attempt),
-					Cancelled: d.Cancelled,
-				},
-			}}); err != nil {
-				return err
+			for len(deliveries) > 0 {
+				response, n := encodeDeliveries(deliveries, codec)
+				if err := hand(ctx, responses, response); err != nil {
+					return err
+				}
+				deliveries = deliveries[n:]
 			}
 		}
 	})
@@ -94,36 +91,54 @@ func consume[T any](stream consumeStream, open *queuev1.ConsumeRequest_Open, q q
 	return err
 }
 
-// batch bounds how many deliveries or verdicts one message carries.
-const batch = 64
+// A message costs more than what is in it, so what comes together is sent together:
+// up to batch deliveries or verdicts, and no further one once they have batchBytes,
+// because gRPC refuses messages of more than 4 MiB.
+const (
+	batch      = 256
+	batchBytes = 1 << 20
+)
 
-func mergeDeliveries(into, next *queuev1.ConsumeResponse) bool {
-	if into.GetDelivery() == nil || next.GetDelivery() == nil || len(into.GetMoreDeliveries()) == batch-1 {
-		return false
+// encodeDeliveries puts as many deliveries into one message as it takes, and returns
+// how many.
+func encodeDeliveries[T any](deliveries []queue.Delivery[T], codec codec[T]) (*queuev1.ConsumeResponse, int) {
+	messages := make([]*queuev1.ConsumeResponse_Delivery, 0, len(deliveries))
+	size := 0
+	for i := range deliveries {
+		if size >= batchBytes {
+			break
+		}
+		d := &deliveries[i]
+		size += codec.size(&d.Value)
+		messages = append(messages, &queuev1.ConsumeResponse_Delivery{
+			LeaseId:   d.Lease,
+			Item:      codec.encodeItem(&d.Item),
+			Attempt:   count(d.Attempt),
+			Cancelled: d.Cancelled,
+		})
 	}
-	into.MoreDeliveries = append(into.MoreDeliveries, next.GetDelivery())
-	return true
+	return &queuev1.ConsumeResponse{
+		Message:        &queuev1.ConsumeResponse_Delivery_{Delivery: messages[0]},
+		MoreDeliveries: messages[1:],
+	}, len(messages)
 }
 
-func mergeVerdicts(into, next *queuev1.ConsumeRequest) bool {
-	if into.GetVerdict() == nil || next.GetVerdict() == nil || len(into.GetMoreVerdicts()) == batch-1 {
-		return false
+// resolveAll ends leases with the verdicts of one message. The subscriber of a lost
+// lease hears it from the Lost message.
+func resolveAll[T any](ctx context.Context, subscription queue.WatchedSubscription[T], first *queuev1.ConsumeRequest_Verdict, more []*queuev1.ConsumeRequest_Verdict) error {
+	resolutions := make([]queue.Resolution, 1+len(more))
+	for i := range resolutions {
+		message := first
+		if i > 0 {
+			message = more[i-1]
+		}
+		verdict, err := decodeVerdict(message)
+		if err != nil {
+			return err
+		}
+		resolutions[i] = queue.Resolution{Lease: message.GetLeaseId(), Verdict: verdict}
 	}
-	into.MoreVerdicts = append(into.MoreVerdicts, next.GetVerdict())
-	return true
-}
-
-func resolve[T any](ctx context.Context, subscription queue.Subscription[T], message *queuev1.ConsumeRequest_Verdict) error {
-	verdict, err := decodeVerdict(message)
-	if err != nil {
-		return err
-	}
-	// The subscriber of a lost lease hears it from the Lost message.
-	err = subscription.Resolve(ctx, queue.Delivery[T]{Lease: message.GetLeaseId()}, verdict)
-	if err != nil && !errors.Is(err, queue.ErrLeaseLost) {
-		return err
-	}
-	return nil
+	return subscription.ResolveAll(ctx, resolutions)
 }
 
 func receiveVerdicts[T any](stream consumeStream, subscription queue.WatchedSubscription[T]) error {
@@ -137,13 +152,8 @@ func receiveVerdicts[T any](stream consumeStream, subscription queue.WatchedSubs
 		case *queuev1.ConsumeRequest_Heartbeat_:
 			subscription.Heartbeat()
 		case *queuev1.ConsumeRequest_Verdict_:
-			if err := resolve(ctx, subscription, message.Verdict); err != nil {
+			if err := resolveAll(ctx, subscription, message.Verdict, request.GetMoreVerdicts()); err != nil {
 				return err
-			}
-			for _, verdict := range request.GetMoreVerdicts() {
-				if err := resolve(ctx, subscription, verdict); err != nil {
-					return err
-				}
 			}
 		default:
 			return invalid("consuming: unexpected message %T", message)

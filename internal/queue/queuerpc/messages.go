@@ -48,7 +48,7 @@ func decodeOutcome(o *queuev1.Outcome) (queue.Outcome, error) {
 	return outcome, nil
 }
 
-func encodeVerdict(lease uint64, v queue.Verdict) *queuev1.ConsumeRequest {
+func encodeVerdict(lease uint64, v *queue.Verdict) *queuev1.ConsumeRequest_Verdict {
 	verdict := &queuev1.ConsumeRequest_Verdict{LeaseId: lease}
 	switch v.Status {
 	case queue.Done:
@@ -64,8 +64,11 @@ func encodeVerdict(lease uint64, v queue.Verdict) *queuev1.ConsumeRequest {
 			After: durationpb.New(v.After), Message: text(v.Message),
 		}}
 	}
-	return &queuev1.ConsumeRequest{Message: &queuev1.ConsumeRequest_Verdict_{Verdict: verdict}}
+	return verdict
 }
+
+// sizeOfVerdict is about how many bytes the verdict is on its way.
+func sizeOfVerdict(v *queue.Verdict) int { return len(v.Message) + sizeOfTexts(v.Details) }
 
 func decodeVerdict(v *queuev1.ConsumeRequest_Verdict) (queue.Verdict, error) {
 	switch decision := v.GetDecision().(type) {

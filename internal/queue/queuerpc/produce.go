@@ -33,7 +33,7 @@ func produce[T any](stream produceStream, open *queuev1.ProduceRequest_Open, q q
 	group, ctx := errgroup.WithContext(stream.Context())
 	responses := make(chan *queuev1.ProduceResponse)
 	group.Go(func() error { return first(ctx, received) })
-	group.Go(func() error { return sendAll(ctx, responses, stream.Send, nil) })
+	group.Go(func() error { return sendAll(ctx, responses, stream.Send) })
 	group.Go(func() error {
 		for {
 			outcome, err := producer.Outcome(ctx)
@@ -110,36 +110,16 @@ func hand[M any](ctx context.Context, to chan<- M, message M) error {
 	}
 }
 
-// sendAll is the one place of a stream that sends. Messages that are there at the
-// same time are sent as one, as far as merge, if there is one, can.
-func sendAll[M any](ctx context.Context, messages <-chan M, send func(M) error, merge func(into, next M) bool) error {
+// sendAll is the one place of a stream that sends.
+func sendAll[M any](ctx context.Context, messages <-chan M, send func(M) error) error {
 	for {
 		select {
 		case message := <-messages:
-			if err := sendMerged(message, messages, send, merge); err != nil {
+			if err := send(message); err != nil {
 				return err
 			}
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
-}
-
-func sendMerged[M any](message M, messages <-chan M, send func(M) error, merge func(into, next M) bool) error {
-	for merge != nil {
-		select {
-		case next := <-messages:
-			if merge(message, next) {
-				continue
-			}
-			if err := send(message); err != nil {
-				return err
-			}
-			message = next
-			continue
-		default:
-		}
-		break
-	}
-	return send(message)
 }

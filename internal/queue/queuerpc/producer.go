@@ -32,7 +32,7 @@ func (r *remote[T]) Produce(ctx context.Context, name string) (queue.Producer[T]
 		return nil, at("producing on", r.client.addr, err)
 	}
 	p := &producer[T]{conn: conn, codec: r.codec, changed: make(chan struct{}), more: make(chan struct{}, 1)}
-	conn.run(nil, 0, p.receive, func() {}, nil)
+	conn.run(nil, 0, p.receive, func() {})
 	return p, nil
 }
 
@@ -73,19 +73,23 @@ func (p *producer[T]) Credit(ctx context.Context) (int, error) {
 	}
 }
 
-// Offer implements [queue.Producer]. It returns when the item is on its way.
-func (p *producer[T]) Offer(ctx context.Context, item queue.Item[T]) error {
-	if item.ID == "" {
-		return errors.New("offering: an item needs an ID")
+// Offer implements [queue.Producer]. It returns when the items are on their way.
+func (p *producer[T]) Offer(ctx context.Context, items ...queue.Item[T]) error {
+	for i := range items {
+		if items[i].ID == "" {
+			return errors.New("offering: an item needs an ID")
+		}
 	}
-	err := p.send(ctx, &queuev1.ProduceRequest{Message: &queuev1.ProduceRequest_Offer_{
-		Offer: &queuev1.ProduceRequest_Offer{Item: p.codec.encodeItem(item)},
-	}})
-	if err != nil {
-		return err
+	for i := range items {
+		err := p.send(ctx, &queuev1.ProduceRequest{Message: &queuev1.ProduceRequest_Offer_{
+			Offer: &queuev1.ProduceRequest_Offer{Item: p.codec.encodeItem(&items[i])},
+		}})
+		if err != nil {
+			return err
+		}
 	}
 	p.mu.Lock()
-	p.credit = max(0, p.credit-1)
+	p.credit = max(0, p.credit-len(items))
 	p.mu.Unlock()
 	return nil
 }
@@ -125,8 +129,14 @@ func (p *producer[T]) take(most int) []queue.Outcome {
 }
 
 // Settle implements [queue.Producer]. It returns when the word is on its way.
-func (p *producer[T]) Settle(ctx context.Context, id string) error {
-	return p.send(ctx, &queuev1.ProduceRequest{Message: &queuev1.ProduceRequest_Settle_{
-		Settle: &queuev1.ProduceRequest_Settle{ItemId: id},
-	}})
+func (p *producer[T]) Settle(ctx context.Context, ids ...string) error {
+	for _, id := range ids {
+		err := p.send(ctx, &queuev1.ProduceRequest{Message: &queuev1.ProduceRequest_Settle_{
+			Settle: &queuev1.ProduceRequest_Settle{ItemId: id},
+		}})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

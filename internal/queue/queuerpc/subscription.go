@@ -24,7 +24,9 @@ type subscription[T any] struct {
 	leases    map[uint64]chan struct{} // the Lost channel of each
 	newest    uint64                   // the last lease that was delivered
 	lostEarly map[uint64]bool          // lost before they were delivered
-	inbox     []queue.Delivery[T]      // received and not yet returned; some may be lost meanwhile
+	inbox     []queue.Delivery[T]      // received; some may be lost meanwhile
+	returned  int                      // of the inbox, from its beginning
+	verdicts  []queue.Resolution       // not yet sent
 	more      chan struct{}            // holds one token while inbox may hold something
 	gone      bool                     // all leases have been lost
 }
@@ -61,42 +63,40 @@ func (r *remote[T]) Subscribe(ctx context.Context, opts queue.SubscribeOptions) 
 	heartbeat := &queuev1.ConsumeRequest{Message: &queuev1.ConsumeRequest_Heartbeat_{
 		Heartbeat: &queuev1.ConsumeRequest_Heartbeat{},
 	}}
-	conn.run(heartbeat, max(opts.LeaseDuration, minLease)/3, s.receive, s.loseAll, mergeVerdicts)
+	conn.gathered = s.takeVerdicts
+	conn.run(heartbeat, max(opts.LeaseDuration, minLease)/3, s.receive, s.loseAll)
 	return s, nil
 }
 
 func (s *subscription[T]) receive(response *queuev1.ConsumeResponse) error {
 	switch message := response.GetMessage().(type) {
 	case *queuev1.ConsumeResponse_Delivery_:
-		for _, delivery := range append([]*queuev1.ConsumeResponse_Delivery{message.Delivery}, response.GetMoreDeliveries()...) {
-			if err := s.receiveDelivery(delivery); err != nil {
-				return err
-			}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.receiveDelivery(message.Delivery)
+		for _, delivery := range response.GetMoreDeliveries() {
+			s.receiveDelivery(delivery)
 		}
+		signal(s.more)
 	case *queuev1.ConsumeResponse_Lost_:
 		s.lose(message.Lost.GetLeaseId())
 	}
 	return nil
 }
 
-func (s *subscription[T]) receiveDelivery(message *queuev1.ConsumeResponse_Delivery) error {
-	item, err := s.codec.decodeItem(message.GetItem())
-	if err != nil {
-		// In a goroutine, because the receiver must never wait for the sender: the
-		// server might be waiting for us. It ends with the stream.
-		s.running.Go(func() {
-			_ = s.send(s.stream.Context(),
-				encodeVerdict(message.GetLeaseId(), queue.Reject(ReasonUnreadable, err.Error(), nil)))
-		})
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+// receiveDelivery is called with mu held.
+func (s *subscription[T]) receiveDelivery(message *queuev1.ConsumeResponse_Delivery) {
 	lease := message.GetLeaseId()
 	s.newest = lease
 	if s.lostEarly[lease] {
 		delete(s.lostEarly, lease)
-		return nil
+		return
+	}
+	item, err := s.codec.decodeItem(message.GetItem())
+	if err != nil {
+		s.verdicts = append(s.verdicts, queue.Resolution{Lease: lease, Verdict: queue.Reject(ReasonUnreadable, err.Error(), nil)})
+		signal(s.gathering)
+		return
 	}
 	lost := make(chan struct{})
 	s.leases[lease] = lost
@@ -107,8 +107,6 @@ func (s *subscription[T]) receiveDelivery(message *queuev1.ConsumeResponse_Deliv
 		Cancelled: message.GetCancelled(),
 		Lost:      lost,
 	})
-	signal(s.more)
-	return nil
 }
 
 func (s *subscription[T]) lose(lease uint64) {
@@ -132,50 +130,57 @@ func (s *subscription[T]) loseAll() {
 		delete(s.leases, lease)
 		close(lost)
 	}
-	s.inbox = nil
+	s.inbox, s.returned = nil, 0
 	s.gone = true
 }
 
 // Next implements [queue.Subscription].
 func (s *subscription[T]) Next(ctx context.Context) (queue.Delivery[T], error) {
-	if err := ctx.Err(); err != nil {
+	deliveries, err := s.Deliveries(ctx, 1)
+	if err != nil {
 		return queue.Delivery[T]{}, err
+	}
+	return deliveries[0], nil
+}
+
+// Deliveries implements [queue.Subscription].
+func (s *subscription[T]) Deliveries(ctx context.Context, most int) ([]queue.Delivery[T], error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
 	}
 	for {
 		if err := s.wait(ctx, s.more); err != nil {
-			return queue.Delivery[T]{}, err
+			return nil, err
 		}
-		if d, ok := s.take(); ok {
-			return d, nil
+		if deliveries := s.take(most); len(deliveries) > 0 {
+			return deliveries, nil
 		}
 	}
 }
 
-// take returns the first delivery of the inbox whose lease still lasts.
-func (s *subscription[T]) take() (queue.Delivery[T], bool) {
+// take returns the first deliveries of the inbox whose lease still lasts.
+func (s *subscription[T]) take(most int) []queue.Delivery[T] {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for len(s.inbox) > 0 {
-		d := s.inbox[0]
-		s.inbox[0] = queue.Delivery[T]{}
-		s.inbox = s.inbox[1:]
-		if _, ok := s.leases[d.Lease]; !ok {
-			continue
+	taken := make([]queue.Delivery[T], 0, min(most, len(s.inbox)-s.returned))
+	for ; s.returned < len(s.inbox) && len(taken) < most; s.returned++ {
+		if _, ok := s.leases[s.inbox[s.returned].Lease]; ok {
+			taken = append(taken, s.inbox[s.returned])
 		}
-		if len(s.inbox) > 0 {
-			signal(s.more) // whoever waits beside us
-		}
-		return d, true
 	}
-	return queue.Delivery[T]{}, false
+	if s.returned < len(s.inbox) {
+		signal(s.more) // whoever waits beside us
+	} else {
+		clear(s.inbox)
+		s.inbox, s.returned = s.inbox[:0], 0
+	}
+	return taken
 }
 
 // Resolve implements [queue.Subscription]. It returns when the verdict is on its
 // way. Should the lease be lost before it arrives, the item is leased again.
 func (s *subscription[T]) Resolve(ctx context.Context, d queue.Delivery[T], v queue.Verdict) error {
-	switch v.Status {
-	case 0, queue.Done, queue.Rejected:
-	default:
+	if !v.Valid() {
 		return fmt.Errorf("resolving item %s: status %d is no verdict", d.ID, v.Status)
 	}
 	if err := ctx.Err(); err != nil {
@@ -185,27 +190,40 @@ func (s *subscription[T]) Resolve(ctx context.Context, d queue.Delivery[T], v qu
 		return err
 	}
 	s.mu.Lock()
-	lost, ok := s.leases[d.Lease]
-	delete(s.leases, d.Lease)
-	gone := s.gone
-	s.mu.Unlock()
-	switch {
-	case gone: // the leases end a moment before the stream is known to have ended
+	defer s.mu.Unlock()
+	switch _, ok := s.leases[d.Lease]; {
+	case s.gone: // the leases end a moment before the stream is known to have ended
 		return s.err
 	case !ok:
 		return queue.ErrLeaseLost
 	}
-	err := s.send(ctx, encodeVerdict(d.Lease, v))
-	if err != nil {
-		// The verdict is not on its way, so the lease is still ours; with a broken
-		// stream it is lost.
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.gone || s.ended() != nil {
-			close(lost)
-		} else {
-			s.leases[d.Lease] = lost
-		}
+	delete(s.leases, d.Lease)
+	s.verdicts = append(s.verdicts, queue.Resolution{Lease: d.Lease, Verdict: v}) // no more than there are credits
+	signal(s.gathering)
+	return nil
+}
+
+// takeVerdicts returns a message of verdicts that are to be sent, as many as it takes,
+// or nil if there are none.
+func (s *subscription[T]) takeVerdicts() *queuev1.ConsumeRequest {
+	s.mu.Lock()
+	n, size := 0, 0
+	for n < len(s.verdicts) && n < batch && size < batchBytes {
+		size += sizeOfVerdict(&s.verdicts[n].Verdict)
+		n++
 	}
-	return err
+	verdicts := s.verdicts[:n:n]
+	s.verdicts = s.verdicts[n:]
+	s.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	messages := make([]*queuev1.ConsumeRequest_Verdict, n)
+	for i := range verdicts {
+		messages[i] = encodeVerdict(verdicts[i].Lease, &verdicts[i].Verdict)
+	}
+	return &queuev1.ConsumeRequest{
+		Message:      &queuev1.ConsumeRequest_Verdict_{Verdict: messages[0]},
+		MoreVerdicts: messages[1:],
+	}
 }

@@ -19,6 +19,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -264,11 +265,51 @@ func (*Item_ScaleEvent) isItem_Payload() {}
 func (*Item_Worker) isItem_Payload() {}
 
 // ScaleEvent is a validated stream entry. The item's ID is the entry's ID.
+//
+// Its fields are those of the event contract, version 1 (docs/event-contract.md),
+// aliases already resolved; what is absent there is empty here.
 type ScaleEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// fields are the entry's fields in the vocabulary of the event contract,
-	// version 1 (docs/event-contract.md), aliases already resolved.
-	Fields        map[string]string `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// fields are those that the contract does not know: the event's metadata.
+	Fields map[string]string `protobuf:"bytes,1,rep,name=fields,proto3" json:"fields,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// type is scale_up or scale_down. Required.
+	Type string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
+	// task_id says whose workers.
+	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// pool is the worker template.
+	Pool string `protobuf:"bytes,4,opt,name=pool,proto3" json:"pool,omitempty"`
+	// pod_count is how many workers to add or to remove.
+	PodCount *uint32 `protobuf:"varint,5,opt,name=pod_count,json=podCount,proto3,oneof" json:"pod_count,omitempty"`
+	// target_replicas is how many workers there should be.
+	TargetReplicas *uint32 `protobuf:"varint,6,opt,name=target_replicas,json=targetReplicas,proto3,oneof" json:"target_replicas,omitempty"`
+	// priority of the workers.
+	Priority uint32 `protobuf:"varint,7,opt,name=priority,proto3" json:"priority,omitempty"`
+	// expire_time is when the event stops being of use; absent for one that is always.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// idempotency_key makes events with the same key count once.
+	IdempotencyKey string `protobuf:"bytes,9,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	// repository that the event comes from.
+	Repository string `protobuf:"bytes,10,opt,name=repository,proto3" json:"repository,omitempty"`
+	// commit_sha that the event comes from.
+	CommitSha string `protobuf:"bytes,11,opt,name=commit_sha,json=commitSha,proto3" json:"commit_sha,omitempty"`
+	// triggered_by is who caused the event.
+	TriggeredBy string `protobuf:"bytes,12,opt,name=triggered_by,json=triggeredBy,proto3" json:"triggered_by,omitempty"`
+	// reason is why.
+	Reason string `protobuf:"bytes,13,opt,name=reason,proto3" json:"reason,omitempty"`
+	// timestamp is when, in the producer's own words.
+	Timestamp string `protobuf:"bytes,14,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
+	// image overrides the pool's.
+	Image string `protobuf:"bytes,15,opt,name=image,proto3" json:"image,omitempty"`
+	// command overrides the pool's, as words.
+	Command []string `protobuf:"bytes,16,rep,name=command,proto3" json:"command,omitempty"`
+	// cpu overrides the pool's, a Kubernetes quantity.
+	Cpu string `protobuf:"bytes,17,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	// memory overrides the pool's, a Kubernetes quantity.
+	Memory string `protobuf:"bytes,18,opt,name=memory,proto3" json:"memory,omitempty"`
+	// env are variables of the workers, by name.
+	Env map[string]string `protobuf:"bytes,19,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// traceparent is the W3C trace context of the event, or empty.
+	Traceparent   string `protobuf:"bytes,20,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,6 +349,139 @@ func (x *ScaleEvent) GetFields() map[string]string {
 		return x.Fields
 	}
 	return nil
+}
+
+func (x *ScaleEvent) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetPool() string {
+	if x != nil {
+		return x.Pool
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetPodCount() uint32 {
+	if x != nil && x.PodCount != nil {
+		return *x.PodCount
+	}
+	return 0
+}
+
+func (x *ScaleEvent) GetTargetReplicas() uint32 {
+	if x != nil && x.TargetReplicas != nil {
+		return *x.TargetReplicas
+	}
+	return 0
+}
+
+func (x *ScaleEvent) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *ScaleEvent) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *ScaleEvent) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetRepository() string {
+	if x != nil {
+		return x.Repository
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetCommitSha() string {
+	if x != nil {
+		return x.CommitSha
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetTriggeredBy() string {
+	if x != nil {
+		return x.TriggeredBy
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetTimestamp() string {
+	if x != nil {
+		return x.Timestamp
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ScaleEvent) GetCpu() string {
+	if x != nil {
+		return x.Cpu
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetMemory() string {
+	if x != nil {
+		return x.Memory
+	}
+	return ""
+}
+
+func (x *ScaleEvent) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ScaleEvent) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // Worker is a worker pod whose logs are to be followed. The item's ID is the pod's UID.
@@ -1235,7 +1409,7 @@ type ProduceRequest_Open struct {
 
 func (x *ProduceRequest_Open) Reset() {
 	*x = ProduceRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1421,7 @@ func (x *ProduceRequest_Open) String() string {
 func (*ProduceRequest_Open) ProtoMessage() {}
 
 func (x *ProduceRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[15]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1462,7 @@ type ProduceRequest_Offer struct {
 
 func (x *ProduceRequest_Offer) Reset() {
 	*x = ProduceRequest_Offer{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1474,7 @@ func (x *ProduceRequest_Offer) String() string {
 func (*ProduceRequest_Offer) ProtoMessage() {}
 
 func (x *ProduceRequest_Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1336,7 +1510,7 @@ type ProduceRequest_Settle struct {
 
 func (x *ProduceRequest_Settle) Reset() {
 	*x = ProduceRequest_Settle{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1522,7 @@ func (x *ProduceRequest_Settle) String() string {
 func (*ProduceRequest_Settle) ProtoMessage() {}
 
 func (x *ProduceRequest_Settle) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1380,7 +1554,7 @@ type ProduceResponse_Opened struct {
 
 func (x *ProduceResponse_Opened) Reset() {
 	*x = ProduceResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1392,7 +1566,7 @@ func (x *ProduceResponse_Opened) String() string {
 func (*ProduceResponse_Opened) ProtoMessage() {}
 
 func (x *ProduceResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1595,7 @@ type ProduceResponse_Credit struct {
 
 func (x *ProduceResponse_Credit) Reset() {
 	*x = ProduceResponse_Credit{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1607,7 @@ func (x *ProduceResponse_Credit) String() string {
 func (*ProduceResponse_Credit) ProtoMessage() {}
 
 func (x *ProduceResponse_Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1475,7 +1649,7 @@ type ConsumeRequest_Open struct {
 
 func (x *ConsumeRequest_Open) Reset() {
 	*x = ConsumeRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1661,7 @@ func (x *ConsumeRequest_Open) String() string {
 func (*ConsumeRequest_Open) ProtoMessage() {}
 
 func (x *ConsumeRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1714,7 @@ type ConsumeRequest_Heartbeat struct {
 
 func (x *ConsumeRequest_Heartbeat) Reset() {
 	*x = ConsumeRequest_Heartbeat{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1552,7 +1726,7 @@ func (x *ConsumeRequest_Heartbeat) String() string {
 func (*ConsumeRequest_Heartbeat) ProtoMessage() {}
 
 func (x *ConsumeRequest_Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +1762,7 @@ type ConsumeRequest_Verdict struct {
 
 func (x *ConsumeRequest_Verdict) Reset() {
 	*x = ConsumeRequest_Verdict{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1774,7 @@ func (x *ConsumeRequest_Verdict) String() string {
 func (*ConsumeRequest_Verdict) ProtoMessage() {}
 
 func (x *ConsumeRequest_Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1869,7 @@ type ConsumeRequest_Done struct {
 
 func (x *ConsumeRequest_Done) Reset() {
 	*x = ConsumeRequest_Done{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1707,7 +1881,7 @@ func (x *ConsumeRequest_Done) String() string {
 func (*ConsumeRequest_Done) ProtoMessage() {}
 
 func (x *ConsumeRequest_Done) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1924,7 @@ type ConsumeRequest_Retry struct {
 
 func (x *ConsumeRequest_Retry) Reset() {
 	*x = ConsumeRequest_Retry{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1936,7 @@ func (x *ConsumeRequest_Retry) String() string {
 func (*ConsumeRequest_Retry) ProtoMessage() {}
 
 func (x *ConsumeRequest_Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1807,7 +1981,7 @@ type ConsumeRequest_Reject struct {
 
 func (x *ConsumeRequest_Reject) Reset() {
 	*x = ConsumeRequest_Reject{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +1993,7 @@ func (x *ConsumeRequest_Reject) String() string {
 func (*ConsumeRequest_Reject) ProtoMessage() {}
 
 func (x *ConsumeRequest_Reject) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1865,7 +2039,7 @@ type ConsumeResponse_Opened struct {
 
 func (x *ConsumeResponse_Opened) Reset() {
 	*x = ConsumeResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1877,7 +2051,7 @@ func (x *ConsumeResponse_Opened) String() string {
 func (*ConsumeResponse_Opened) ProtoMessage() {}
 
 func (x *ConsumeResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2085,7 @@ type ConsumeResponse_Delivery struct {
 
 func (x *ConsumeResponse_Delivery) Reset() {
 	*x = ConsumeResponse_Delivery{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1923,7 +2097,7 @@ func (x *ConsumeResponse_Delivery) String() string {
 func (*ConsumeResponse_Delivery) ProtoMessage() {}
 
 func (x *ConsumeResponse_Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2153,7 @@ type ConsumeResponse_Lost struct {
 
 func (x *ConsumeResponse_Lost) Reset() {
 	*x = ConsumeResponse_Lost{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2165,7 @@ func (x *ConsumeResponse_Lost) String() string {
 func (*ConsumeResponse_Lost) ProtoMessage() {}
 
 func (x *ConsumeResponse_Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2216,7 @@ type GetStatsResponse_TopicStats struct {
 
 func (x *GetStatsResponse_TopicStats) Reset() {
 	*x = GetStatsResponse_TopicStats{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2228,7 @@ func (x *GetStatsResponse_TopicStats) String() string {
 func (*GetStatsResponse_TopicStats) ProtoMessage() {}
 
 func (x *GetStatsResponse_TopicStats) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2137,7 +2311,7 @@ var File_ottoscaler_queue_v1_queue_proto protoreflect.FileDescriptor
 
 const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\"\xfb\x01\n" +
+	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x01\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fordering_key\x18\x02 \x01(\tR\vorderingKey\x12 \n" +
@@ -2146,13 +2320,43 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"scaleEvent\x125\n" +
 	"\x06worker\x18\x05 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerH\x00R\x06worker\x12\x18\n" +
 	"\acancels\x18\x06 \x01(\bR\acancelsB\t\n" +
-	"\apayload\"\x8c\x01\n" +
+	"\apayload\"\xc9\x06\n" +
 	"\n" +
 	"ScaleEvent\x12C\n" +
-	"\x06fields\x18\x01 \x03(\v2+.ottoscaler.queue.v1.ScaleEvent.FieldsEntryR\x06fields\x1a9\n" +
+	"\x06fields\x18\x01 \x03(\v2+.ottoscaler.queue.v1.ScaleEvent.FieldsEntryR\x06fields\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\tR\x04type\x12\x17\n" +
+	"\atask_id\x18\x03 \x01(\tR\x06taskId\x12\x12\n" +
+	"\x04pool\x18\x04 \x01(\tR\x04pool\x12 \n" +
+	"\tpod_count\x18\x05 \x01(\rH\x00R\bpodCount\x88\x01\x01\x12,\n" +
+	"\x0ftarget_replicas\x18\x06 \x01(\rH\x01R\x0etargetReplicas\x88\x01\x01\x12\x1a\n" +
+	"\bpriority\x18\a \x01(\rR\bpriority\x12;\n" +
+	"\vexpire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x12'\n" +
+	"\x0fidempotency_key\x18\t \x01(\tR\x0eidempotencyKey\x12\x1e\n" +
+	"\n" +
+	"repository\x18\n" +
+	" \x01(\tR\n" +
+	"repository\x12\x1d\n" +
+	"\n" +
+	"commit_sha\x18\v \x01(\tR\tcommitSha\x12!\n" +
+	"\ftriggered_by\x18\f \x01(\tR\vtriggeredBy\x12\x16\n" +
+	"\x06reason\x18\r \x01(\tR\x06reason\x12\x1c\n" +
+	"\ttimestamp\x18\x0e \x01(\tR\ttimestamp\x12\x14\n" +
+	"\x05image\x18\x0f \x01(\tR\x05image\x12\x18\n" +
+	"\acommand\x18\x10 \x03(\tR\acommand\x12\x10\n" +
+	"\x03cpu\x18\x11 \x01(\tR\x03cpu\x12\x16\n" +
+	"\x06memory\x18\x12 \x01(\tR\x06memory\x12:\n" +
+	"\x03env\x18\x13 \x03(\v2(.ottoscaler.queue.v1.ScaleEvent.EnvEntryR\x03env\x12 \n" +
+	"\vtraceparent\x18\x14 \x01(\tR\vtraceparent\x1a9\n" +
 	"\vFieldsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\f\n" +
+	"\n" +
+	"_pod_countB\x12\n" +
+	"\x10_target_replicas\"\x82\x01\n" +
 	"\x06Worker\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x17\n" +
@@ -2297,7 +2501,7 @@ func file_ottoscaler_queue_v1_queue_proto_rawDescGZIP() []byte {
 }
 
 var file_ottoscaler_queue_v1_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(Topic)(0),                          // 0: ottoscaler.queue.v1.Topic
 	(Outcome_Status)(0),                 // 1: ottoscaler.queue.v1.Outcome.Status
@@ -2316,77 +2520,81 @@ var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(*GetStatsRequest)(nil),             // 14: ottoscaler.queue.v1.GetStatsRequest
 	(*GetStatsResponse)(nil),            // 15: ottoscaler.queue.v1.GetStatsResponse
 	nil,                                 // 16: ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	(*ProduceRequest_Open)(nil),         // 17: ottoscaler.queue.v1.ProduceRequest.Open
-	(*ProduceRequest_Offer)(nil),        // 18: ottoscaler.queue.v1.ProduceRequest.Offer
-	(*ProduceRequest_Settle)(nil),       // 19: ottoscaler.queue.v1.ProduceRequest.Settle
-	(*ProduceResponse_Opened)(nil),      // 20: ottoscaler.queue.v1.ProduceResponse.Opened
-	(*ProduceResponse_Credit)(nil),      // 21: ottoscaler.queue.v1.ProduceResponse.Credit
-	nil,                                 // 22: ottoscaler.queue.v1.Outcome.DetailsEntry
-	(*ConsumeRequest_Open)(nil),         // 23: ottoscaler.queue.v1.ConsumeRequest.Open
-	(*ConsumeRequest_Heartbeat)(nil),    // 24: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	(*ConsumeRequest_Verdict)(nil),      // 25: ottoscaler.queue.v1.ConsumeRequest.Verdict
-	(*ConsumeRequest_Done)(nil),         // 26: ottoscaler.queue.v1.ConsumeRequest.Done
-	(*ConsumeRequest_Retry)(nil),        // 27: ottoscaler.queue.v1.ConsumeRequest.Retry
-	(*ConsumeRequest_Reject)(nil),       // 28: ottoscaler.queue.v1.ConsumeRequest.Reject
-	nil,                                 // 29: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	nil,                                 // 30: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	(*ConsumeResponse_Opened)(nil),      // 31: ottoscaler.queue.v1.ConsumeResponse.Opened
-	(*ConsumeResponse_Delivery)(nil),    // 32: ottoscaler.queue.v1.ConsumeResponse.Delivery
-	(*ConsumeResponse_Lost)(nil),        // 33: ottoscaler.queue.v1.ConsumeResponse.Lost
-	(*GetStatsResponse_TopicStats)(nil), // 34: ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	(*durationpb.Duration)(nil),         // 35: google.protobuf.Duration
+	nil,                                 // 17: ottoscaler.queue.v1.ScaleEvent.EnvEntry
+	(*ProduceRequest_Open)(nil),         // 18: ottoscaler.queue.v1.ProduceRequest.Open
+	(*ProduceRequest_Offer)(nil),        // 19: ottoscaler.queue.v1.ProduceRequest.Offer
+	(*ProduceRequest_Settle)(nil),       // 20: ottoscaler.queue.v1.ProduceRequest.Settle
+	(*ProduceResponse_Opened)(nil),      // 21: ottoscaler.queue.v1.ProduceResponse.Opened
+	(*ProduceResponse_Credit)(nil),      // 22: ottoscaler.queue.v1.ProduceResponse.Credit
+	nil,                                 // 23: ottoscaler.queue.v1.Outcome.DetailsEntry
+	(*ConsumeRequest_Open)(nil),         // 24: ottoscaler.queue.v1.ConsumeRequest.Open
+	(*ConsumeRequest_Heartbeat)(nil),    // 25: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	(*ConsumeRequest_Verdict)(nil),      // 26: ottoscaler.queue.v1.ConsumeRequest.Verdict
+	(*ConsumeRequest_Done)(nil),         // 27: ottoscaler.queue.v1.ConsumeRequest.Done
+	(*ConsumeRequest_Retry)(nil),        // 28: ottoscaler.queue.v1.ConsumeRequest.Retry
+	(*ConsumeRequest_Reject)(nil),       // 29: ottoscaler.queue.v1.ConsumeRequest.Reject
+	nil,                                 // 30: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	nil,                                 // 31: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	(*ConsumeResponse_Opened)(nil),      // 32: ottoscaler.queue.v1.ConsumeResponse.Opened
+	(*ConsumeResponse_Delivery)(nil),    // 33: ottoscaler.queue.v1.ConsumeResponse.Delivery
+	(*ConsumeResponse_Lost)(nil),        // 34: ottoscaler.queue.v1.ConsumeResponse.Lost
+	(*GetStatsResponse_TopicStats)(nil), // 35: ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 37: google.protobuf.Duration
 }
 var file_ottoscaler_queue_v1_queue_proto_depIdxs = []int32{
 	3,  // 0: ottoscaler.queue.v1.Item.scale_event:type_name -> ottoscaler.queue.v1.ScaleEvent
 	4,  // 1: ottoscaler.queue.v1.Item.worker:type_name -> ottoscaler.queue.v1.Worker
 	16, // 2: ottoscaler.queue.v1.ScaleEvent.fields:type_name -> ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	17, // 3: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
-	18, // 4: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
-	19, // 5: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
-	20, // 6: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
-	21, // 7: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
-	7,  // 8: ottoscaler.queue.v1.ProduceResponse.outcome:type_name -> ottoscaler.queue.v1.Outcome
-	1,  // 9: ottoscaler.queue.v1.Outcome.status:type_name -> ottoscaler.queue.v1.Outcome.Status
-	22, // 10: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
-	23, // 11: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
-	25, // 12: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
-	24, // 13: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	25, // 14: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
-	31, // 15: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
-	32, // 16: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	33, // 17: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
-	32, // 18: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	0,  // 19: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
-	4,  // 20: ottoscaler.queue.v1.ReportWorkerEndRequest.worker:type_name -> ottoscaler.queue.v1.Worker
-	34, // 21: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	0,  // 22: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	2,  // 23: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 24: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	35, // 25: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
-	26, // 26: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
-	27, // 27: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
-	28, // 28: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
-	29, // 29: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	35, // 30: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
-	30, // 31: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	2,  // 32: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 33: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
-	35, // 34: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
-	5,  // 35: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
-	8,  // 36: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
-	10, // 37: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
-	12, // 38: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:input_type -> ottoscaler.queue.v1.ReportWorkerEndRequest
-	14, // 39: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
-	6,  // 40: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
-	9,  // 41: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
-	11, // 42: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
-	13, // 43: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:output_type -> ottoscaler.queue.v1.ReportWorkerEndResponse
-	15, // 44: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
-	40, // [40:45] is the sub-list for method output_type
-	35, // [35:40] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	36, // 3: ottoscaler.queue.v1.ScaleEvent.expire_time:type_name -> google.protobuf.Timestamp
+	17, // 4: ottoscaler.queue.v1.ScaleEvent.env:type_name -> ottoscaler.queue.v1.ScaleEvent.EnvEntry
+	18, // 5: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
+	19, // 6: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
+	20, // 7: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
+	21, // 8: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
+	22, // 9: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
+	7,  // 10: ottoscaler.queue.v1.ProduceResponse.outcome:type_name -> ottoscaler.queue.v1.Outcome
+	1,  // 11: ottoscaler.queue.v1.Outcome.status:type_name -> ottoscaler.queue.v1.Outcome.Status
+	23, // 12: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
+	24, // 13: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
+	26, // 14: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	25, // 15: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	26, // 16: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	32, // 17: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
+	33, // 18: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	34, // 19: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
+	33, // 20: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	0,  // 21: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
+	4,  // 22: ottoscaler.queue.v1.ReportWorkerEndRequest.worker:type_name -> ottoscaler.queue.v1.Worker
+	35, // 23: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	0,  // 24: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	2,  // 25: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 26: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	37, // 27: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
+	27, // 28: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
+	28, // 29: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
+	29, // 30: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
+	30, // 31: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	37, // 32: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
+	31, // 33: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	2,  // 34: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 35: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
+	37, // 36: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
+	5,  // 37: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
+	8,  // 38: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
+	10, // 39: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
+	12, // 40: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:input_type -> ottoscaler.queue.v1.ReportWorkerEndRequest
+	14, // 41: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
+	6,  // 42: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
+	9,  // 43: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
+	11, // 44: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
+	13, // 45: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:output_type -> ottoscaler.queue.v1.ReportWorkerEndResponse
+	15, // 46: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
+	42, // [42:47] is the sub-list for method output_type
+	37, // [37:42] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_queue_v1_queue_proto_init() }
@@ -2398,6 +2606,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 		(*Item_ScaleEvent)(nil),
 		(*Item_Worker)(nil),
 	}
+	file_ottoscaler_queue_v1_queue_proto_msgTypes[1].OneofWrappers = []any{}
 	file_ottoscaler_queue_v1_queue_proto_msgTypes[3].OneofWrappers = []any{
 		(*ProduceRequest_Open_)(nil),
 		(*ProduceRequest_Offer_)(nil),
@@ -2419,7 +2628,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 		(*ConsumeResponse_Lost_)(nil),
 	}
 	file_ottoscaler_queue_v1_queue_proto_msgTypes[10].OneofWrappers = []any{}
-	file_ottoscaler_queue_v1_queue_proto_msgTypes[23].OneofWrappers = []any{
+	file_ottoscaler_queue_v1_queue_proto_msgTypes[24].OneofWrappers = []any{
 		(*ConsumeRequest_Verdict_Done)(nil),
 		(*ConsumeRequest_Verdict_Retry)(nil),
 		(*ConsumeRequest_Verdict_Reject)(nil),
@@ -2430,7 +2639,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ottoscaler_queue_v1_queue_proto_rawDesc), len(file_ottoscaler_queue_v1_queue_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
