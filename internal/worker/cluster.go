@@ -599,6 +599,12 @@ func (c *cluster) notify(name string, p *corev1.Pod) {
 	}
 }
 
+// identity is all that is needed of a pod to await it: an event of thousands of
+// workers is not to hold all of them until then.
+func identity(p *corev1.Pod) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, UID: p.UID}}
+}
+
 // awaitSeen blocks until the cache shows of each pod what cond wants of it.
 //
 // A verdict must not be given before: the next event of the task is planned from

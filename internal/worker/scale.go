@@ -277,7 +277,7 @@ func (a *action) createAll(ctx context.Context, b *builder, n int) (created int,
 		a.touched(p)
 		mu.Lock()
 		defer mu.Unlock()
-		made = append(made, p)
+		made = append(made, identity(p))
 		return nil
 	}
 	begin := 0
@@ -404,6 +404,7 @@ func (a *action) removeAll(ctx context.Context, victims []*corev1.Pod) (removed 
 			count.Add(1)
 		}
 		a.touched(marked[i])
+		marked[i] = identity(marked[i])
 		return nil
 	}
 	var group errgroup.Group
