@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -60,6 +61,11 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	// Most of the heap is the cache of pods, which lives long: to collect twice as
 	// often costs little, and spares a third of the memory.
 	debug.SetGCPercent(50)
+	if f := os.Getenv("TMP_PROFILE"); f != "" {
+		w, _ := os.Create(f)
+		_ = pprof.StartCPUProfile(w)
+		defer func() { pprof.StopCPUProfile(); _ = w.Close() }()
+	}
 	core, leases, err := clients(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)
@@ -182,6 +188,7 @@ func reportTo(client *queuerpc.Client, namespace string) func(context.Context, w
 		ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 		defer cancel()
 		e := queue.WorkerEnd{
+			ID:     end.ID(),
 			Worker: queue.Worker{Namespace: namespace, Name: end.Name, TaskID: end.TaskID, Pool: end.Pool, EventID: end.Event},
 			Status: scaleevent.StatusFailed, Reason: string(end.Class), Message: end.Reason, Attempt: end.Attempt,
 		}

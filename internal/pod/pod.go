@@ -47,8 +47,8 @@ const (
 	AnnotationAdmitted = "ottoscaler.dev/admitted"
 	// AnnotationAttempt is which attempt at its work the pod is; absent on the first.
 	AnnotationAttempt = "ottoscaler.dev/attempt"
-	// AnnotationTarget is the target_replicas that the worker was made for. Such a
-	// worker is replaced when it fails.
+	// AnnotationTarget is the target_replicas that the worker was made for, or towards
+	// which it counted. Such a worker is replaced when it fails.
 	AnnotationTarget = "ottoscaler.dev/target"
 	// AnnotationNode is the node that the worker's template asked for by name.
 	AnnotationNode = "ottoscaler.dev/node"

@@ -3,6 +3,9 @@ package queue
 // A WorkerEnd tells how a worker ended, for the producer of the event that made it.
 type WorkerEnd struct {
 	Worker
+	// ID is the same whenever the same is told again, which is then not stored a
+	// second time. An end without one always is.
+	ID string
 	// Status is "succeeded", "failed", or "removed" for one that was deleted before
 	// it had ended by itself.
 	Status string

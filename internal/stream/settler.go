@@ -222,7 +222,8 @@ func (c *Consumer) store(ctx context.Context, batch []settlement) error {
 	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
 }
 
-// ReportWorkerEnd stores how a worker ended, for the producer of its event.
+// ReportWorkerEnd stores how a worker ended, for the producer of its event, unless
+// that end is stored already.
 func (c *Consumer) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) error {
 	details := map[string]string{scaleevent.ResultWorker: end.Name}
 	if end.Attempt > 0 {
@@ -231,11 +232,14 @@ func (c *Consumer) ReportWorkerEnd(ctx context.Context, end queue.WorkerEnd) err
 	if end.ExitCode != nil {
 		details[scaleevent.ResultExitCode] = strconv.Itoa(*end.ExitCode)
 	}
-	err := c.addResult(ctx, c.rdb, scaleevent.Result{
+	stored, err := c.addEnd(ctx, end.ID, scaleevent.Result{
 		EventID: end.EventID, Status: end.Status, Reason: end.Reason, Message: end.Message, TaskID: end.TaskID, Pool: end.Pool, Details: details,
-	}).Err()
+	})
 	if err != nil {
 		return fmt.Errorf("storing the end of worker %s: %w", end.Name, err)
+	}
+	if !stored {
+		return nil
 	}
 	c.metrics.ends.WithLabelValues(end.Status).Inc()
 	return nil

@@ -1048,6 +1048,9 @@ func checkRights(t *testing.T, w *world) {
 	if _, err := m.Settled(t.Context(), good); err != nil {
 		t.Error(err)
 	}
+	if err := m.ReportWorkerEnd(t.Context(), queue.WorkerEnd{ID: "uid", Status: scaleevent.StatusSucceeded}); err != nil {
+		t.Error(err)
+	}
 	time.Sleep(time.Second) // a sweep
 	if got := m.log.with("NOPERM"); len(got) != 0 || m.healthErr() != nil {
 		t.Errorf("health = %v; refused:\n%s", m.healthErr(), strings.Join(got, ""))

@@ -75,7 +75,7 @@ func newBuilder(e scaleevent.Event, p *Pool, namespace, instance string) (*build
 	b.annotate()
 	agent := &b.base.Spec.Containers[p.agent]
 	agent.Env = slices.Concat(b.environment(), agent.Env)
-	if err := p.Overrides.apply(e, agent); err != nil {
+	if err := p.override(e, agent); err != nil {
 		return nil, err
 	}
 	return b, nil
@@ -223,8 +223,9 @@ func alphanumeric(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 }
 
-// apply writes the event's overrides into the agent's container, or rejects them.
-func (o Overrides) apply(e scaleevent.Event, agent *corev1.Container) error {
+// override writes the event's overrides into the agent's container, or rejects them.
+func (p *Pool) override(e scaleevent.Event, agent *corev1.Container) error {
+	o := p.Overrides
 	if e.Image != "" {
 		if !matches(o.Image, e.Image) {
 			return reject(ReasonOverrideNotAllowed, "image %q is not allowed in pool %s: its policy allows %s", e.Image, e.Pool, allowed(o.Image))
@@ -247,15 +248,13 @@ func (o Overrides) apply(e scaleevent.Event, agent *corev1.Container) error {
 		agent.Env = slices.DeleteFunc(agent.Env, func(v corev1.EnvVar) bool { return v.Name == name })
 		agent.Env = append(agent.Env, corev1.EnvVar{Name: name, Value: literal(e.Env[name])})
 	}
-	if err := overrideResource(agent, corev1.ResourceCPU, e.CPU, o.MaxCPU, e.Pool); err != nil {
+	if err := p.overrideResource(agent, corev1.ResourceCPU, e.CPU, o.CPU); err != nil {
 		return err
 	}
-	return overrideResource(agent, corev1.ResourceMemory, e.Memory, o.MaxMemory, e.Pool)
+	return p.overrideResource(agent, corev1.ResourceMemory, e.Memory, o.Memory)
 }
 
-// overrideResource sets request and limit to the same, so that a worker gets what
-// its event asks for and no more.
-func overrideResource(agent *corev1.Container, name corev1.ResourceName, value string, most *resource.Quantity, pool string) error {
+func (p *Pool) overrideResource(agent *corev1.Container, name corev1.ResourceName, value string, allowed bool) error {
 	if value == "" {
 		return nil
 	}
@@ -263,18 +262,13 @@ func overrideResource(agent *corev1.Container, name corev1.ResourceName, value s
 	if err != nil || quantity.Sign() <= 0 {
 		return reject(scaleevent.ReasonInvalidField, "%s %q is not a Kubernetes quantity above zero", name, value)
 	}
-	switch {
-	case most == nil:
-		return reject(ReasonOverrideNotAllowed, "pool %s does not allow another %s", pool, name)
-	case quantity.Cmp(*most) > 0:
-		return reject(ReasonOverrideNotAllowed, "%s %s is more than the %s that pool %s allows", name, value, most, pool)
+	switch most := p.Resources.Max[name]; {
+	case !allowed:
+		return reject(ReasonOverrideNotAllowed, "pool %s does not allow another %s", p.Name, name)
+	case quantity.Cmp(most) > 0:
+		return reject(ReasonOverrideNotAllowed, "%s %s is more than the %s that pool %s allows", name, value, most.String(), p.Name)
 	}
-	for _, list := range []*corev1.ResourceList{&agent.Resources.Requests, &agent.Resources.Limits} {
-		if *list == nil {
-			*list = make(corev1.ResourceList)
-		}
-		(*list)[name] = quantity
-	}
+	setResource(&agent.Resources, name, quantity)
 	return nil
 }
 

@@ -15,7 +15,8 @@ import (
 const twoContainers = `
 pools:
   gpu:
-    overrides: {image: ["registry.example/agents/*", "other:1"], command: true, env: ["CI_*", BRANCH], maxCPU: "2", maxMemory: 4Gi}
+    overrides: {image: ["registry.example/agents/*", "other:1"], command: true, env: ["CI_*", BRANCH], cpu: true, memory: true}
+    resources: {max: {cpu: "2", memory: 4Gi}}
     template:
       metadata: {labels: {team: a}, annotations: {note: b}}
       spec:

@@ -177,7 +177,7 @@ func newCluster(client corev1client.PodsGetter, namespace, instance string, repo
 	}
 	c.informer = cache.NewSharedIndexInformer(listWatch, &corev1.Pod{}, 0, indexers)
 	return c, errors.Join(
-		c.informer.SetTransform(forgetManagedFields),
+		c.informer.SetTransform(onlyWhatIsRead),
 		// Report knows already; the reflector would only log it once more.
 		c.informer.SetWatchErrorHandlerWithContext(func(context.Context, *cache.Reflector, error) {}),
 		c.handle(observer),
@@ -216,12 +216,47 @@ func (c *cluster) handle(observer observer) error {
 	return err
 }
 
-// forgetManagedFields halves the memory of the cache; nothing here reads them.
-func forgetManagedFields(obj any) (any, error) {
-	if p, ok := obj.(*corev1.Pod); ok {
-		p.ManagedFields = nil
+// onlyWhatIsRead drops the greater part of a pod before it is cached: thousands of
+// them are. A worker that stands for a target keeps its spec, of which its successor
+// is made should it vanish; that of any other is read afresh.
+func onlyWhatIsRead(obj any) (any, error) {
+	p, ok := obj.(*corev1.Pod)
+	if !ok {
+		return obj, nil
 	}
-	return obj, nil
+	p.ManagedFields = nil
+	if p.Annotations[pod.AnnotationTarget] == "" {
+		spec := corev1.PodSpec{
+			NodeName: p.Spec.NodeName, SchedulingGates: p.Spec.SchedulingGates, ActiveDeadlineSeconds: p.Spec.ActiveDeadlineSeconds,
+			Containers: make([]corev1.Container, len(p.Spec.Containers)),
+		}
+		for i, c := range p.Spec.Containers {
+			spec.Containers[i] = corev1.Container{Name: c.Name, Resources: corev1.ResourceRequirements{Limits: c.Resources.Limits}}
+		}
+		p.Spec = spec
+	}
+	status := corev1.PodStatus{
+		Phase: p.Status.Phase, Reason: p.Status.Reason, Message: p.Status.Message,
+		InitContainerStatuses: states(p.Status.InitContainerStatuses), ContainerStatuses: states(p.Status.ContainerStatuses),
+	}
+	for _, of := range []corev1.PodConditionType{corev1.PodScheduled, corev1.PodReady, corev1.DisruptionTarget} {
+		if c := condition(p, of); c != nil {
+			status.Conditions = append(status.Conditions, *c)
+		}
+	}
+	p.Status = status
+	return p, nil
+}
+
+func states(of []corev1.ContainerStatus) []corev1.ContainerStatus {
+	if len(of) == 0 {
+		return nil
+	}
+	all := make([]corev1.ContainerStatus, len(of))
+	for i, c := range of {
+		all[i] = corev1.ContainerStatus{Name: c.Name, State: c.State}
+	}
+	return all
 }
 
 // Run keeps the cache up to date until ctx is done.
@@ -562,6 +597,12 @@ func (c *cluster) notify(name string, p *corev1.Pod) {
 	for w := range c.waiters[name] {
 		w.check(p)
 	}
+}
+
+// identity is all that is needed of a pod to await it: an event of thousands of
+// workers is not to hold all of them until then.
+func identity(p *corev1.Pod) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: p.Name, UID: p.UID}}
 }
 
 // awaitSeen blocks until the cache shows of each pod what cond wants of it.

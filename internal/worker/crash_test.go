@@ -203,10 +203,6 @@ func TestEveryCallMayFailOrBeTheLast(t *testing.T) {
 		}
 	}
 	t.Logf("the story makes %d calls and these pods: %v", calls, slices.Sorted(maps.Keys(want)))
-	step := 1
-	if testing.Short() {
-		step = 7
-	}
 	for _, c := range []struct {
 		name  string
 		fault workertest.Fault
@@ -217,7 +213,7 @@ func TestEveryCallMayFailOrBeTheLast(t *testing.T) {
 		{"the process dies before it", workertest.NotDone, true},
 		{"the process dies after it", workertest.ReplyLost, true},
 	} {
-		for n := 1; n <= calls; n += step {
+		for n := 1; n <= calls; n++ {
 			t.Run(fmt.Sprintf("call %d, %s", n, c.name), func(t *testing.T) {
 				t.Parallel()
 				got, _ := tell(t, func(f *workertest.Faults) { f.At(n, c.fault, c.kills) })

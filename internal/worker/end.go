@@ -87,6 +87,17 @@ type End struct {
 	ExitCode *int32
 	// RetryAt is when the worker is tried again; zero means never.
 	RetryAt time.Time
+	// LogsLost says that the end was told before, and is now told once more because
+	// of log lines that were lost.
+	LogsLost bool
+}
+
+// ID is the same whenever the same end is told again.
+func (e End) ID() string {
+	if e.LogsLost {
+		return e.UID + "/logs-lost"
+	}
+	return e.UID
 }
 
 // newEnd returns the end of a worker.

@@ -71,6 +71,7 @@ func (m *Manager) tellLoss(ctx context.Context, p *corev1.Pod, l *life, end End)
 	m.log.WarnContext(ctx, "log lines of a worker are lost", "pod", p.Name, "event", l.event, "task", l.task,
 		"lines", lost.lines, "unread", lost.unread, "abandoned", lost.abandoned)
 	m.recorder.Eventf(p, corev1.EventTypeWarning, "LogsLost", "%s", lost)
+	end.LogsLost = true
 	if err := m.ended(ctx, end); err != nil {
 		m.log.WarnContext(ctx, "cannot tell the producer that log lines are lost", "pod", p.Name, "err", err)
 	}

@@ -74,7 +74,7 @@ type Options struct {
 	// see [Leadership.Check]. Nil means always.
 	MayWrite func() error
 	// Ended is told how each worker ended, before its pod is let go of. It is told
-	// again after an error, and maybe after a crash. Nil means nobody.
+	// again after an error and after a restart, with the same [End.ID]. Nil means nobody.
 	Ended func(ctx context.Context, end End) error
 	// Recorder writes Kubernetes Events about workers. Nil means none.
 	Recorder Recorder
@@ -115,6 +115,7 @@ type Manager struct {
 
 	mu         sync.Mutex
 	lives      map[types.UID]*life // guarded by mu
+	awaited    map[string][]ref    // who waits for the settlement of which events; guarded by mu
 	producer   queue.Producer[queue.Worker]
 	session    int // counts producers; guarded by mu, as is producer
 	unsettled  map[types.UID]struct{}
@@ -148,6 +149,7 @@ func New(opts Options) (*Manager, error) {
 		below:           make(chan struct{}, 1),
 		capacity:        newCapacity(opts.Pools.Current),
 		lives:           make(map[types.UID]*life),
+		awaited:         make(map[string][]ref),
 		unsettled:       make(map[types.UID]struct{}),
 		work: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[ref](50*time.Millisecond, 30*time.Second)),

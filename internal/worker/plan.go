@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -13,36 +14,45 @@ import (
 )
 
 // planScaleUp returns how many workers of the event there should be: those with
-// the indices below that number. Seen is what there is in the event's scope, its
-// own workers included.
+// the indices below that number. It also returns those of other events that count
+// towards its target. Seen is what there is in the event's scope, its own workers
+// included.
 //
 // It only counts other events' workers, so that the plan of a second delivery is
-// that of the first, whichever workers the first had created.
-func planScaleUp(e scaleevent.Event, seen []*corev1.Pod) int {
+// that of the first, whichever workers the first had created. For the same reason,
+// what later events have removed still counts: a second delivery may come after them,
+// and must not make up for it.
+func planScaleUp(e scaleevent.Event, seen []*corev1.Pod) (n int, others []*corev1.Pod) {
 	if e.TargetReplicas == nil {
-		return value(e.PodCount, 1)
+		return value(e.PodCount, 1), nil
 	}
-	others := 0
+	removed := 0 // by later events
 	for _, p := range seen {
-		if counts(p, seen) && p.Annotations[pod.AnnotationEventID] != e.ID {
-			others++
+		made := p.Annotations[pod.AnnotationEventID]
+		switch {
+		case made == e.ID:
+		case counts(p, seen):
+			others = append(others, p)
+		case after(p.Annotations[pod.AnnotationScaledDownBy], e.ID):
+			removed++
 		}
 	}
-	return max(0, *e.TargetReplicas-others)
+	return max(0, *e.TargetReplicas-len(others)-removed), others
 }
 
 // planScaleDown returns the victims of the event, those first that are missed
 // least. Seen is what there is in the event's scope.
 //
 // The first of them may carry the event's mark from an earlier delivery. They
-// count, so that a second delivery removes no more than the first.
+// count, so that a second delivery removes no more than the first. Workers of later
+// events are none of its business: it may be delivered again when they are there.
 func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 	var marked, candidates []*corev1.Pod
 	for _, p := range seen {
 		switch {
 		case p.Annotations[pod.AnnotationScaledDownBy] == e.ID:
 			marked = append(marked, p)
-		case counts(p, seen):
+		case counts(p, seen) && !after(p.Annotations[pod.AnnotationEventID], e.ID):
 			candidates = append(candidates, p)
 		}
 	}
@@ -55,6 +65,19 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 	}
 	slices.SortStableFunc(candidates, missedLess)
 	return append(marked, candidates[:min(max(surplus, 0), len(candidates))]...)
+}
+
+// after reports whether the event with one ID came after the one with another, as far
+// as both are IDs of entries of the stream.
+func after(one, other string) bool {
+	a, known := eventTime(one)
+	b, knownToo := eventTime(other)
+	if !known || !knownToo {
+		return false
+	}
+	_, m, _ := strings.Cut(one, "-")
+	_, n, _ := strings.Cut(other, "-")
+	return cmp.Or(a.Compare(b), byLengthThenName(m, n)) > 0
 }
 
 // counts reports whether a worker counts among those that were seen with it: it is

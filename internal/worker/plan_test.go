@@ -64,11 +64,14 @@ func TestScaleUpWantsWorkers(t *testing.T) {
 		},
 		"instead of those at their end": {scaleevent.Event{TargetReplicas: count(5)}, []*corev1.Pod{
 			aWorker("a", "o", in(corev1.PodSucceeded)), aWorker("b", "o", in(corev1.PodFailed)), aWorker("c", "o", deleted),
-			aWorker("d", "o", victimOf("9-0")), aWorker("e", "o", in(corev1.PodPending)), aWorker("f", "o", in(corev1.PodUnknown)),
+			aWorker("d", "o", victimOf("0-9")), aWorker("e", "o", in(corev1.PodPending)), aWorker("f", "o", in(corev1.PodUnknown)),
 		}, 3},
+		"what it wanted before later events came": {scaleevent.Event{TargetReplicas: count(4)}, []*corev1.Pod{
+			aWorker("a", "0-7"), aWorker("b", "0-7", victimOf("1-10"), deleted), aWorker("d", "1-0", victimOf("2-0")),
+		}, 2},
 	} {
 		c.event.ID = "1-0"
-		if got := planScaleUp(c.event, c.seen); got != c.want {
+		if got, _ := planScaleUp(c.event, c.seen); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
 	}
@@ -117,7 +120,7 @@ func TestScaleDownRemovesNoMoreThanItMay(t *testing.T) {
 		return []*corev1.Pod{
 			aWorker("a", "e"), aWorker("b", "e"), aWorker("c", "e"),
 			aWorker("mine", "e", victimOf("1-0"), deleted), aWorker("mine, not deleted yet", "e", victimOf("1-0")),
-			aWorker("of another", "e", victimOf("2-0")), aWorker("leaving", "e", deleted), aWorker("done", "e", in(corev1.PodSucceeded)),
+			aWorker("of a later event", "1-2"), aWorker("of another", "e", victimOf("2-0")), aWorker("leaving", "e", deleted), aWorker("done", "e", in(corev1.PodSucceeded)),
 		}
 	}
 	for name, c := range map[string]struct {

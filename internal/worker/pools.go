@@ -57,6 +57,8 @@ type Pool struct {
 	Name string
 	// Rules are for how many workers there are and what becomes of them.
 	Rules
+	// Resources are what a worker gets and the most that it may get.
+	Resources Resources
 	// Overrides is what an event may change.
 	Overrides Overrides
 	// MaskSecrets asks for the values of the Secrets that the template refers to to
@@ -121,10 +123,20 @@ type Overrides struct {
 	Command bool `json:"command,omitempty"`
 	// Env has patterns for names of variables.
 	Env []string `json:"env,omitempty"`
-	// MaxCPU is the most that an event may ask for; without it, nothing.
-	MaxCPU *resource.Quantity `json:"maxCPU,omitempty"`
-	// MaxMemory is the most that an event may ask for; without it, nothing.
-	MaxMemory *resource.Quantity `json:"maxMemory,omitempty"`
+	// CPU and Memory allow another amount, up to [Resources.Max].
+	CPU    bool `json:"cpu,omitempty"`
+	Memory bool `json:"memory,omitempty"`
+}
+
+// Resources are those of the container that does the work. The zero value gives
+// nothing and bounds nothing.
+type Resources struct {
+	// Default is the request and the limit of each resource of which the template has
+	// neither.
+	Default corev1.ResourceList `json:"default,omitempty"`
+	// Max is the most that a request or a limit may be, whether the template has it
+	// or an event asks for it.
+	Max corev1.ResourceList `json:"max,omitempty"`
 }
 
 // poolFile is the layout of the file.
@@ -135,6 +147,7 @@ type poolFile struct {
 
 type filePool struct {
 	Rules
+	Resources Resources `json:"resources,omitempty"`
 	Overrides Overrides `json:"overrides,omitempty"`
 	Logs      struct {
 		MaskSecrets bool `json:"maskSecrets,omitempty"`
@@ -165,7 +178,7 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	pools := &Pools{Limits: file.Limits, byName: make(map[string]*Pool, len(file.Pools))}
 	for _, name := range slices.Sorted(maps.Keys(file.Pools)) {
 		p := &Pool{
-			Name: name, Rules: file.Pools[name].Rules, Overrides: file.Pools[name].Overrides,
+			Name: name, Rules: file.Pools[name].Rules, Resources: file.Pools[name].Resources, Overrides: file.Pools[name].Overrides,
 			MaskSecrets: file.Pools[name].Logs.MaskSecrets, Template: file.Pools[name].Template,
 		}
 		p.complete(agentImage)
@@ -183,7 +196,7 @@ func ParsePools(data []byte, agentImage string) (*Pools, error) {
 	return pools, nil
 }
 
-// complete fills in what the template is silent about: the image, and the values
+// complete fills in what the template is silent about: image, resources, and the values
 // with which a pod passes the restricted Pod Security Standard. What the template
 // says, it keeps, so that a pool may ask for more where the namespace allows it.
 func (p *Pool) complete(agentImage string) {
@@ -197,6 +210,7 @@ func (p *Pool) complete(agentImage string) {
 		if agent.Name == "" {
 			agent.Name = agentContainer
 		}
+		p.Resources.fill(&agent.Resources)
 	}
 	if spec.RestartPolicy == "" {
 		spec.RestartPolicy = corev1.RestartPolicyNever
@@ -294,7 +308,70 @@ func (p *Pool) problems() []string {
 	}
 	all = append(all, containerProblems(spec)...)
 	all = append(all, p.Rules.problems()...)
+	all = append(all, p.resourceProblems()...)
 	return append(all, p.Overrides.problems()...)
+}
+
+// fill gives a container the default of each resource that is open.
+func (r Resources) fill(of *corev1.ResourceRequirements) {
+	for name, quantity := range r.Default {
+		_, requested := of.Requests[name]
+		if _, limited := of.Limits[name]; !requested && !limited {
+			setResource(of, name, quantity)
+		}
+	}
+}
+
+// setResource makes request and limit the same, so that a worker gets what it is
+// promised and no more.
+func setResource(of *corev1.ResourceRequirements, name corev1.ResourceName, quantity resource.Quantity) {
+	for _, list := range []*corev1.ResourceList{&of.Requests, &of.Limits} {
+		if *list == nil {
+			*list = make(corev1.ResourceList)
+		}
+		(*list)[name] = quantity
+	}
+}
+
+func (p *Pool) resourceProblems() (all []string) {
+	add := func(format string, args ...any) { all = append(all, "."+fmt.Sprintf(format, args...)) }
+	for _, list := range []struct {
+		field     string
+		resources corev1.ResourceList
+	}{{"default", p.Resources.Default}, {"max", p.Resources.Max}} {
+		for _, name := range slices.Sorted(maps.Keys(list.resources)) {
+			if quantity := list.resources[name]; quantity.Sign() <= 0 {
+				add("resources.%s.%s: %s is not more than zero", list.field, name, quantity.String())
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.Resources.Max)) {
+		most := p.Resources.Max[name]
+		tooMuch := func(in corev1.ResourceList, where string) bool {
+			quantity, set := in[name]
+			if set && quantity.Cmp(most) > 0 {
+				add("%s.%s: %s is more than resources.max.%s, which is %s", where, name, quantity.String(), name, most.String())
+				return true
+			}
+			return false
+		}
+		// The default is in the container as well, and one mistake is one problem.
+		if tooMuch(p.Resources.Default, "resources.default") || p.agent >= len(p.Template.Spec.Containers) {
+			continue
+		}
+		agent := p.Template.Spec.Containers[p.agent]
+		tooMuch(agent.Resources.Requests, fmt.Sprintf("template.spec.containers[%d].resources.requests", p.agent))
+		tooMuch(agent.Resources.Limits, fmt.Sprintf("template.spec.containers[%d].resources.limits", p.agent))
+	}
+	for _, o := range []struct {
+		name    corev1.ResourceName
+		allowed bool
+	}{{corev1.ResourceCPU, p.Overrides.CPU}, {corev1.ResourceMemory, p.Overrides.Memory}} {
+		if _, bounded := p.Resources.Max[o.name]; o.allowed && !bounded {
+			add("overrides.%s: it needs resources.max.%s, or an event could ask for any amount", o.name, o.name)
+		}
+	}
+	return all
 }
 
 func (l Limits) problems() (all []error) {
@@ -378,11 +455,6 @@ func (o Overrides) problems() []string {
 			if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
 				all = append(all, fmt.Sprintf(".overrides.%s[%d]: %q is no valid pattern", field, i, pattern))
 			}
-		}
-	}
-	for field, most := range map[string]*resource.Quantity{"maxCPU": o.MaxCPU, "maxMemory": o.MaxMemory} {
-		if most != nil && most.Sign() <= 0 {
-			all = append(all, fmt.Sprintf(".overrides.%s: %s is not more than zero", field, most))
 		}
 	}
 	slices.Sort(all)

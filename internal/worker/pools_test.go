@@ -94,7 +94,8 @@ pools:
   Big_One:
     template: {spec: {containers: [{name: agent}]}}
   cpu:
-    overrides: {image: ["[a"], maxCPU: "0", maxmemory: 1Gi}
+    overrides: {image: ["[a"], cpu: true, maxmemory: 1Gi}
+    resources: {default: {cpu: "0", memory: 4Gi}, max: {memory: 2Gi, nvidia.com/gpu: 1}}
     template:
       metadata:
         name: mine
@@ -108,6 +109,9 @@ pools:
         - {name: agent, image: x}
         - {name: side_car}
         - {name: hungry, image: x, resources: {requests: {cpu: 2}, limits: {cpu: 1}}}
+  large:
+    resources: {max: {cpu: 2, nvidia.com/gpu: 1}}
+    template: {spec: {containers: [{name: side, image: x, resources: {limits: {cpu: 9}}}, {name: agent, resources: {requests: {cpu: 3}, limits: {cpu: 4, nvidia.com/gpu: 2}}}]}}
   empty:
     maxWorkers: -2
     maxWorkersPerTask: -3
@@ -133,7 +137,12 @@ pools:
 		"pools.cpu.template.spec.containers[2].image: the container has none",
 		"pools.cpu.template.spec.containers[3].resources.requests.cpu: 2 exceeds the limit, which is 1",
 		`pools.cpu.overrides.image[0]: "[a" is no valid pattern`,
-		"pools.cpu.overrides.maxCPU: 0 is not more than zero",
+		"pools.cpu.overrides.cpu: it needs resources.max.cpu, or an event could ask for any amount",
+		"pools.cpu.resources.default.cpu: 0 is not more than zero",
+		"pools.cpu.resources.default.memory: 4Gi is more than resources.max.memory, which is 2Gi",
+		"pools.large.template.spec.containers[1].resources.requests.cpu: 3 is more than resources.max.cpu, which is 2",
+		"pools.large.template.spec.containers[1].resources.limits.cpu: 4 is more than resources.max.cpu, which is 2",
+		"pools.large.template.spec.containers[1].resources.limits.nvidia.com/gpu: 2 is more than resources.max.nvidia.com/gpu, which is 1",
 		"limits.maxWorkers: -1 is less than zero",
 		"pools.empty.maxWorkers: -2 is less than zero",
 		"pools.empty.maxWorkersPerTask: -3 is less than zero",
@@ -142,6 +151,9 @@ pools:
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("not among the problems: %s", want)
 		}
+	}
+	if strings.Contains(err.Error(), "pools.large.template.spec.containers[0]") {
+		t.Error("the bound of the worker's container was put on another")
 	}
 	if strings.Contains(err.Error(), "OTTO_SERVER") {
 		t.Error("a variable of the agent's own was refused")
@@ -159,7 +171,7 @@ func TestUnreadablePoolFilesAreRefused(t *testing.T) {
 		"not YAML":          "pools: [",
 		"a key twice":       smallest + "pools: {}\n",
 		"a wrong type":      "pools: {default: {template: {spec: {containers: 7}}}}",
-		"a bad quantity":    "pools: {default: {overrides: {maxCPU: lots}, template: {spec: {containers: [{name: agent}]}}}}",
+		"a bad quantity":    "pools: {default: {resources: {max: {cpu: lots}}, template: {spec: {containers: [{name: agent}]}}}}",
 		"a command as text": "pools: {default: {template: {spec: {containers: [{name: agent, command: run}]}}}}",
 	} {
 		if pools, err := ParsePools([]byte(file), agentImage); err == nil {

@@ -27,7 +27,6 @@ type life struct {
 	lost       *loss       // what of them the log server will never have, until it is told
 	settledFor string      // the events that are known to be settled
 	awaiting   string      // the events whose settlement is awaited
-	stopWait   func()      // ends that wait
 	letGo      bool        // the queue has been told to forget it
 	last       *corev1.Pod // as it was last seen
 	endSeen    time.Time   // when its end was first seen here
@@ -258,9 +257,6 @@ func (m *Manager) forget(ctx context.Context, r ref) error {
 	}
 	m.mu.Lock()
 	delete(m.lives, r.uid)
-	if l.stopWait != nil {
-		l.stopWait()
-	}
 	m.mu.Unlock()
 	m.letGo(ctx, r.uid, l)
 	return nil
@@ -364,29 +360,37 @@ func (m *Manager) settled(ctx context.Context, p *corev1.Pod, l *life) bool {
 	if l.awaiting == events {
 		return false
 	}
-	if l.stopWait != nil {
-		l.stopWait()
+	l.awaiting = events
+	waiting, begun := m.awaited[events]
+	m.awaited[events] = append(waiting, refOf(p))
+	if !begun {
+		m.waits.Go(func() { m.awaitSettled(ctx, events, ids) })
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	l.awaiting, l.stopWait = events, cancel
-	r := refOf(p)
-	m.waits.Go(func() {
-		defer cancel()
-		for range backoff.Default.Attempts(ctx) {
-			if err := m.events.AwaitSettled(ctx, ids...); err != nil {
-				m.log.DebugContext(ctx, "cannot learn whether events are settled", "pod", r.name, "event", events, "err", err)
-				continue
-			}
-			m.mu.Lock()
-			if l.awaiting == events {
+	return false
+}
+
+// awaitSettled waits for the settlement of events on behalf of all workers that they
+// touched, which may be thousands.
+func (m *Manager) awaitSettled(ctx context.Context, events string, ids []string) {
+	for range backoff.Default.Attempts(ctx) {
+		if err := m.events.AwaitSettled(ctx, ids...); err != nil {
+			m.log.DebugContext(ctx, "cannot learn whether events are settled", "event", events, "err", err)
+			continue
+		}
+		m.mu.Lock()
+		waiting := m.awaited[events]
+		delete(m.awaited, events)
+		for _, r := range waiting {
+			if l := m.lives[r.uid]; l != nil && l.awaiting == events {
 				l.settledFor, l.awaiting = events, ""
 			}
-			m.mu.Unlock()
-			m.work.Add(r)
-			return
 		}
-	})
-	return false
+		m.mu.Unlock()
+		for _, r := range waiting {
+			m.work.Add(r)
+		}
+		return
+	}
 }
 
 // collect deletes a worker that has no reason to stay.

@@ -223,8 +223,13 @@ func TestOutcomeThatAScalerDidNotLiveToHearIsHeardByTheNext(t *testing.T) {
 	s.Set(d.Value.Name, corev1.PodSucceeded, 0)
 	r.finish(d)
 	workertest.Eventually(t, "it was tried", func() bool { return s.log.lines("worker is stuck", d.Value.Name) > 0 })
+	before, _ := s.ends.of(d.Value.Name)
 	s = start(t, time.Hour, s, nil)
 	workertest.Eventually(t, "the worker is gone", func() bool { return s.get(d.Value.Name) == nil })
+	after, _ := s.ends.of(d.Value.Name)
+	if len(before) != 1 || len(after) != 1 || before[0].ID() != after[0].ID() || before[0].ID() != d.ID {
+		t.Errorf("told %+v, then %+v: want the same, or it cannot be told once", before, after)
+	}
 }
 
 func TestReleaseSurvivesALostReply(t *testing.T) {

@@ -179,6 +179,39 @@ func TestAWorkerThatStandsForATargetIsReplacedWhateverEndsIt(t *testing.T) {
 	}
 }
 
+func TestAWorkerThatCountsTowardsATargetIsReplacedToo(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	s.useRules("", "retries: {infrastructure: 0, backoff: 10ms}, ")
+	names := strings.Split(s.done(up("task", 2), 1).Details["workers"], ",")
+	three, one := 3, 1
+	e := scaleevent.Event{ID: newID(), Type: scaleevent.ScaleUp, Pool: "default", TaskID: "task", TargetReplicas: &three}
+	s.Faults.Break("PATCH", workertest.ReplyLost, 0, 1)
+	if v := s.deliver(e, 1); v.Status != 0 {
+		t.Fatalf("verdict %+v, want a retry: a worker may not stand for the target", v)
+	}
+	s.done(e, 2)
+	after := up("task", 1)
+	extra := s.done(after, 1).Details["workers"]
+	s.Set(names[0], corev1.PodFailed, 1)
+	workertest.Eventually(t, "it is replaced", func() bool { return s.get(names[0]+"-a2") != nil })
+	s.Set(extra, corev1.PodFailed, 1)
+	workertest.Eventually(t, "its end is told", func() bool { ends, _ := s.ends.of(extra); return len(ends) == 1 })
+	if ends, _ := s.ends.of(extra); !ends[0].RetryAt.IsZero() {
+		t.Errorf("one that came after the target is tried again: %+v", ends[0])
+	}
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task", TargetReplicas: &one}, 1)
+	s.done(e, 3) // it is delivered again, after later events have taken workers
+	live := 0
+	for _, p := range s.Workers() {
+		if p.DeletionTimestamp == nil && p.Status.Phase == corev1.PodPending {
+			live++
+		}
+	}
+	if live != 1 {
+		t.Errorf("%d workers are left, want 1", live)
+	}
+}
+
 func TestAScaleDownTakesWhatIsOnlyToBeTriedAgainFirst(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	s.useRules("", "retries: {failures: 5, backoff: 1h}, ")

@@ -137,6 +137,23 @@ func (a *action) run(ctx context.Context) (string, error) {
 	}
 }
 
+// hold has workers that count towards the event's target stand for it, like those
+// that are made for it: they are replaced, or the target would not be kept.
+func (a *action) hold(ctx context.Context, others []*corev1.Pod) error {
+	var group errgroup.Group
+	group.SetLimit(writesPerEvent)
+	for _, p := range others {
+		if p.Annotations[pod.AnnotationTarget] != "" {
+			continue
+		}
+		group.Go(func() error {
+			_, err := a.note(ctx, p, map[string]string{pod.AnnotationTarget: strconv.Itoa(*a.event.TargetReplicas)})
+			return err
+		})
+	}
+	return group.Wait()
+}
+
 func (a *action) duplicate(ctx context.Context, first string) string {
 	a.mu.Lock()
 	a.first = first
@@ -179,13 +196,16 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 			return "", err
 		}
 	}
-	n := planScaleUp(e, seen)
+	n, others := planScaleUp(e, seen)
 	if own := a.cluster.indexed(byEvent, e.ID); len(own) == 0 || len(own) < n { // else all of it is done
 		if err := a.checkExpiry(own); err != nil {
 			return "", err
 		}
 	}
 	created, err := a.createAll(ctx, b, n)
+	if err == nil {
+		err = a.hold(ctx, others)
+	}
 	var repeated *repeatedKey
 	if errors.As(err, &repeated) {
 		return a.duplicate(ctx, repeated.first), nil
@@ -257,7 +277,7 @@ func (a *action) createAll(ctx context.Context, b *builder, n int) (created int,
 		a.touched(p)
 		mu.Lock()
 		defer mu.Unlock()
-		made = append(made, p)
+		made = append(made, identity(p))
 		return nil
 	}
 	begin := 0
@@ -361,43 +381,38 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 	return message, nil
 }
 
-// removeAll marks all victims and then deletes them, and returns how many
-// deletions the API server has accepted.
+// removeAll marks each victim and then deletes it, and returns how many deletions
+// the API server has accepted.
 //
-// All marks come before the first deletion: a worker that is deleted but does not
-// carry the mark would, after a crash, be taken for one that left by itself, and
-// another would be removed in its place.
+// The mark comes first: a worker that is deleted but does not carry it would, after a
+// crash, be taken for one that left by itself, and another would be removed in its
+// place. Victims that are not marked yet when a crash comes are chosen anew, and as
+// many as are missing.
 func (a *action) removeAll(ctx context.Context, victims []*corev1.Pod) (removed int, err error) {
 	marked := make([]*corev1.Pod, len(victims))
-	var marks errgroup.Group
-	marks.SetLimit(writesPerEvent)
-	for i, victim := range victims {
-		marks.Go(func() (err error) {
-			marked[i], err = a.mark(ctx, victim)
-			return err
-		})
-	}
-	if err := marks.Wait(); err != nil {
-		return 0, err
-	}
 	var count atomic.Int64
-	var deletes errgroup.Group
-	deletes.SetLimit(writesPerEvent)
-	for _, victim := range marked {
-		deletes.Go(func() error {
-			if victim.DeletionTimestamp == nil {
-				if err := a.cluster.remove(ctx, refOf(victim)); err != nil {
-					a.metrics.deletes.WithLabelValues("failed").Inc()
-					return err
-				}
-				a.metrics.deletes.WithLabelValues("deleted").Inc()
-				count.Add(1)
+	one := func(i int) (err error) {
+		if marked[i], err = a.mark(ctx, victims[i]); err != nil {
+			return err
+		}
+		if marked[i].DeletionTimestamp == nil {
+			if err := a.cluster.remove(ctx, refOf(marked[i])); err != nil {
+				a.metrics.deletes.WithLabelValues("failed").Inc()
+				return err
 			}
-			a.touched(victim)
-			return nil
-		})
+			a.metrics.deletes.WithLabelValues("deleted").Inc()
+			count.Add(1)
+		}
+		a.touched(marked[i])
+		marked[i] = identity(marked[i])
+		return nil
 	}
-	if err := deletes.Wait(); err != nil {
+	var group errgroup.Group
+	group.SetLimit(writesPerEvent)
+	for i := range victims {
+		group.Go(func() error { return one(i) })
+	}
+	if err := group.Wait(); err != nil {
 		return int(count.Load()), err
 	}
 	return int(count.Load()), a.cluster.awaitSeen(ctx, marked, func(wrote, seen *corev1.Pod) bool {
@@ -405,43 +420,58 @@ func (a *action) removeAll(ctx context.Context, victims []*corev1.Pod) (removed 
 	})
 }
 
-// mark writes on the victim which event removes it. A victim that was taken by
-// another event, or left by itself, fails with errChanged: the next delivery
-// plans anew.
+// mark writes on the victim which event removes it.
 func (a *action) mark(ctx context.Context, victim *corev1.Pod) (*corev1.Pod, error) {
-	if retryDue(victim) {
-		defer a.retries.lock(victim.Name)() // or its next attempt begins meanwhile
-	}
 	marks := map[string]string{pod.AnnotationScaledDownBy: a.event.ID}
 	if a.event.IdempotencyKey != "" {
 		marks[pod.AnnotationScaledDownKey] = a.event.IdempotencyKey
 	}
+	return a.note(ctx, victim, marks)
+}
+
+// note writes annotations on a worker that the event has chosen. One that was taken
+// by another event, or left by itself, fails with errChanged: the next delivery plans
+// anew.
+func (a *action) note(ctx context.Context, p *corev1.Pod, notes map[string]string) (*corev1.Pod, error) {
+	if retryDue(p) {
+		defer a.retries.lock(p.Name)() // or its next attempt begins meanwhile
+	}
 	const tries = 5 // a worker that is just starting changes several times a second
 	for try := 1; ; try++ {
-		if victim.Annotations[pod.AnnotationScaledDownBy] == a.event.ID {
-			return victim, nil
+		if has(p.Annotations, notes) {
+			return p, nil
 		}
-		if !live(victim) && !retryDue(victim) {
-			return nil, fmt.Errorf("marking pod %s: %w", victim.Name, errChanged)
+		if !live(p) && !retryDue(p) {
+			return nil, fmt.Errorf("marking pod %s: %w", p.Name, errChanged)
 		}
-		marked, err := a.cluster.annotate(ctx, victim, marks)
+		noted, err := a.cluster.annotate(ctx, p, notes)
 		switch {
 		case err == nil:
-			return marked, nil
+			return noted, nil
 		case apierrors.IsNotFound(err):
-			return nil, fmt.Errorf("marking pod %s: %w", victim.Name, errChanged)
+			return nil, fmt.Errorf("marking pod %s: %w", p.Name, errChanged)
 		case !apierrors.IsConflict(err) || try == tries:
 			return nil, err
 		}
-		now, err := a.cluster.fetch(ctx, victim.Name)
+		now, err := a.cluster.fetch(ctx, p.Name)
 		if err != nil {
 			return nil, err
 		}
-		if now == nil || now.UID != victim.UID {
-			return nil, fmt.Errorf("marking pod %s: %w", victim.Name, errChanged)
+		if now == nil || now.UID != p.UID {
+			return nil, fmt.Errorf("marking pod %s: %w", p.Name, errChanged)
 		}
-		victim = now
+		p = now
 	}
+}
+
+// has reports whether all notes are among annotations.
+func has(annotations, notes map[string]string) bool {
+	for key, value := range notes {
+		if annotations[key] != value {
+			return false
+		}
+	}
+	return true
 }
 
 func plural(n int) string {

@@ -207,6 +207,34 @@ func TestExceededQuotaIsWaitedFor(t *testing.T) {
 	s.mustHave(3)
 }
 
+func TestWorkersGetTheDefaultResourcesAndNoMoreThanTheMost(t *testing.T) {
+	s := startWith(t, `
+pools:
+  default:
+    resources: {default: {cpu: 500m, memory: 1Gi}, max: {cpu: "2", memory: 4Gi}}
+    overrides: {cpu: true, memory: true}
+    template: {spec: {containers: [{name: agent, resources: {requests: {cpu: 100m}}}]}}
+`, time.Hour, nil, nil)
+	resources := func(e scaleevent.Event) (text string) {
+		r := s.get(s.done(e, 1).Details["workers"]).Spec.Containers[0].Resources
+		return fmt.Sprintf("%s-%s, %s-%s", r.Requests.Cpu(), r.Limits.Cpu(), r.Requests.Memory(), r.Limits.Memory())
+	}
+	if got := resources(up("task", 1)); got != "100m-0, 1Gi-1Gi" {
+		t.Errorf("by default: %s; the template has a request for cpu, and nothing of memory", got)
+	}
+	most := up("task", 1)
+	most.CPU, most.Memory = "2", "4Gi"
+	if got := resources(most); got != "2-2, 4Gi-4Gi" {
+		t.Errorf("at most: %s", got)
+	}
+	more := up("task", 1)
+	more.Memory = "4097Mi"
+	if v := s.deliver(more, 1); v.Status != queue.Rejected || v.Reason != worker.ReasonOverrideNotAllowed || v.Message != "memory 4097Mi is more than the 4Gi that pool default allows" {
+		t.Errorf("more than that: %+v", v)
+	}
+	s.mustHave(2)
+}
+
 func TestScaleDownRemovesAsManyAsItSaysAndNoMoreOnRedelivery(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	create := up("task", 5)
@@ -235,7 +263,9 @@ func TestScaleDownSurvivesFaultsOfTheAPIServer(t *testing.T) {
 		for name, fault := range map[string]workertest.Fault{"did nothing": workertest.NotDone, "reply lost": workertest.ReplyLost} {
 			for _, crash := range []bool{false, true} {
 				what := fmt.Sprintf("%s, %s, crash %v", method, name, crash)
-				s.done(up(what, 5), 1)
+				create := up(what, 5)
+				create.ID = fmt.Sprintf("%d-0", time.Now().UnixMilli()-1) // before that of the scale_down
+				s.done(create, 1)
 				before := len(s.names())
 				e := down(what, 3)
 				e.ID = fmt.Sprintf("%d-%d", time.Now().UnixMilli(), before) // so recent that an earlier process may have begun it

@@ -26,6 +26,7 @@ type scale struct {
 	events *lab.Events
 	pods   corev1client.PodInterface
 	added  <-chan struct{} // a token for each pod that the watch showed; closed when it ended
+	gone   <-chan struct{} // a token for each pod whose end it showed; likewise
 	stop   func()
 }
 
@@ -54,7 +55,8 @@ func newScale(ctx context.Context, l *lab.Lab, env ...string) (*scale, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watching workers: %w", err)
 	}
-	s.added, s.stop = tokens(w.ResultChan()), w.Stop
+	s.added, s.gone = tokens(w.ResultChan())
+	s.stop = w.Stop
 	err = s.Start(lab.Consumer, lab.Scaler)
 	if err == nil {
 		err = s.AwaitReady(ctx, lab.Consumer, lab.Scaler)
@@ -70,27 +72,37 @@ func (s *scale) close() error {
 	return s.Close()
 }
 
-// tokens takes a watch's events as they come and counts the pods among them.
-func tokens(events <-chan watch.Event) <-chan struct{} {
-	added := make(chan struct{}, 10_000) // more than any measurement makes
+// tokens takes a watch's events as they come and counts the pods that come and go.
+func tokens(events <-chan watch.Event) (added, gone <-chan struct{}) {
+	const most = 10_000 // more than any measurement makes
+	come, went := make(chan struct{}, most), make(chan struct{}, most)
 	go func() {
-		defer close(added)
+		defer close(come)
+		defer close(went)
 		for e := range events {
-			if e.Type == watch.Added {
-				added <- struct{}{}
+			switch e.Type {
+			case watch.Added:
+				come <- struct{}{}
+			case watch.Deleted:
+				went <- struct{}{}
 			}
 		}
 	}()
-	return added
+	return come, went
 }
 
 // await returns once n further pods were seen to be created.
-func (s *scale) await(ctx context.Context, n int) error {
+func (s *scale) await(ctx context.Context, n int) error { return take(ctx, s.added, n) }
+
+// awaitGone returns once n further pods were seen to be gone.
+func (s *scale) awaitGone(ctx context.Context, n int) error { return take(ctx, s.gone, n) }
+
+func take(ctx context.Context, pods <-chan struct{}, n int) error {
 	for ; n > 0; n-- {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("waiting for %d more pods: %w", n, ctx.Err())
-		case _, ok := <-s.added:
+		case _, ok := <-pods:
 			if !ok {
 				return fmt.Errorf("the watch on the workers ended with %d to come", n)
 			}
@@ -125,10 +137,6 @@ func (s *scale) rawPod(ctx context.Context) (*corev1.Pod, error) {
 // to the moment at which a watch shows the pod. The bare client's figure is from
 // before its create call to the same moment.
 func eventToCreate(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err error) {
-	samples := 200
-	if quick {
-		samples = 40
-	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	s, err := newScale(ctx, l)
@@ -136,40 +144,71 @@ func eventToCreate(ctx context.Context, l *lab.Lab, quick bool) (rows []Row, err
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if _, err := s.publish(ctx, "warm-up", 1); err != nil {
+	if err := s.warmUp(ctx); err != nil {
 		return nil, err
 	}
-	if err := s.await(ctx, 1); err != nil {
-		return nil, err
-	}
-	model, err := s.rawPod(ctx)
+	ours, raw, err := s.inTurn(ctx, pick(quick, 40, 200))
 	if err != nil {
 		return nil, err
-	}
-	var ours, raw []time.Duration
-	for i := range samples { // in turn, so that both see the same noise
-		begin := time.Now()
-		if _, err := s.publish(ctx, fmt.Sprint("bench-", i), 1); err != nil {
-			return nil, err
-		}
-		if err := s.await(ctx, 1); err != nil {
-			return nil, err
-		}
-		ours = append(ours, time.Since(begin))
-
-		begin = time.Now()
-		if _, err := s.pods.Create(ctx, model, metav1.CreateOptions{}); err != nil {
-			return nil, fmt.Errorf("creating a bare pod: %w", err)
-		}
-		if err := s.await(ctx, 1); err != nil {
-			return nil, err
-		}
-		raw = append(raw, time.Since(begin))
 	}
 	row := func(q float64) Row {
 		return Row{Unit: "ms", Value: report.Milliseconds(report.Quantile(ours, q)), Raw: report.Milliseconds(report.Quantile(raw, q))}
 	}
 	return []Row{row(0.5), row(0.99)}, nil
+}
+
+// warmUp has one worker made, which is also the model of the bare pods.
+func (s *scale) warmUp(ctx context.Context) error {
+	if _, err := s.publish(ctx, "warm-up", 1); err != nil {
+		return err
+	}
+	return s.await(ctx, 1)
+}
+
+// inTurn takes the time from an event to its worker, and that of a bare create, in
+// turn, so that both see the same noise.
+func (s *scale) inTurn(ctx context.Context, samples int) (ours, raw []time.Duration, err error) {
+	model, err := s.rawPod(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	for i := range samples {
+		begin := time.Now()
+		if _, err := s.publish(ctx, fmt.Sprint("single-", i), 1); err != nil {
+			return nil, nil, err
+		}
+		if err := s.await(ctx, 1); err != nil {
+			return nil, nil, err
+		}
+		ours = append(ours, time.Since(begin))
+
+		begin = time.Now()
+		if _, err := s.createBare(ctx, model, 1, 1); err != nil {
+			return nil, nil, err
+		}
+		raw = append(raw, time.Since(begin))
+	}
+	return ours, raw, nil
+}
+
+// createBare creates pods, so many at a time, and awaits them.
+func (s *scale) createBare(ctx context.Context, model *corev1.Pod, n, concurrency int) (names []string, err error) {
+	names = make([]string, n)
+	creates, cctx := errgroup.WithContext(ctx)
+	creates.SetLimit(concurrency)
+	for i := range names {
+		creates.Go(func() error {
+			p, err := s.pods.Create(cctx, model, metav1.CreateOptions{})
+			if err == nil {
+				names[i] = p.Name
+			}
+			return err
+		})
+	}
+	if err := creates.Wait(); err != nil {
+		return nil, fmt.Errorf("creating bare pods: %w", err)
+	}
+	return names, s.await(ctx, n)
 }
 
 // manyEvents measures many events of one worker each, and oneEvent one of many.
@@ -201,10 +240,7 @@ func burst(ctx context.Context, l *lab.Lab, events, workers, concurrency int) (r
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if _, err := s.publish(ctx, "warm-up", 1); err != nil {
-		return nil, err
-	}
-	if err := s.await(ctx, 1); err != nil {
+	if err := s.warmUp(ctx); err != nil {
 		return nil, err
 	}
 	model, err := s.rawPod(ctx)
@@ -217,17 +253,23 @@ func burst(ctx context.Context, l *lab.Lab, events, workers, concurrency int) (r
 			return nil, err
 		}
 		begin := time.Now()
-		var last string
+		ids := make([]string, events)
+		producers, pctx := errgroup.WithContext(ctx)
+		producers.SetLimit(concurrency) // or it is the producer that is measured
 		for i := range events {
-			if last, err = s.publish(ctx, fmt.Sprint("burst-", round, "-", i), workers); err != nil {
-				return nil, err
-			}
+			producers.Go(func() (err error) {
+				ids[i], err = s.publish(pctx, fmt.Sprint("burst-", round, "-", i), workers)
+				return err
+			})
+		}
+		if err := producers.Wait(); err != nil {
+			return nil, err
 		}
 		if err := s.await(ctx, events*workers); err != nil {
 			return nil, err
 		}
 		ours = append(ours, time.Since(begin))
-		if _, err := s.events.Await(ctx, last); err != nil { // or its results fall into the other's time
+		if _, err := s.events.AwaitAll(ctx, ids...); err != nil { // or their results fall into the other's time
 			return nil, err
 		}
 		if err := s.rest(ctx); err != nil {
@@ -235,18 +277,7 @@ func burst(ctx context.Context, l *lab.Lab, events, workers, concurrency int) (r
 		}
 
 		begin = time.Now()
-		creates, cctx := errgroup.WithContext(ctx)
-		creates.SetLimit(concurrency)
-		for range events * workers {
-			creates.Go(func() error {
-				_, err := s.pods.Create(cctx, model, metav1.CreateOptions{})
-				return err
-			})
-		}
-		if err := creates.Wait(); err != nil {
-			return nil, fmt.Errorf("creating bare pods: %w", err)
-		}
-		if err := s.await(ctx, events*workers); err != nil {
+		if _, err := s.createBare(ctx, model, events*workers, concurrency); err != nil {
 			return nil, err
 		}
 		raw = append(raw, time.Since(begin))

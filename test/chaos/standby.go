@@ -93,7 +93,7 @@ func (p *pair) killLeader(ctx context.Context, task string) (h harm, err error) 
 
 // standby kills the leader of a pair again and again.
 func standby(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
-	runs := 10
+	runs := 20
 	if quick {
 		runs = 2
 	}

@@ -147,7 +147,7 @@ func TestPoolsAreRenderedAsTheyWereWritten(t *testing.T) {
 		t.Fatalf("pools %v, want large alone: null removes the default one", got)
 	}
 	if diff := cmp.Diff(map[string]any{
-		"image": []any{"registry.example/agents/*"}, "command": true, "env": []any{"CI_*"}, "maxCPU": "2", "maxMemory": "4Gi",
+		"image": []any{"registry.example/agents/*"}, "command": true, "env": []any{"CI_*"}, "cpu": true, "memory": true,
 	}, large.Overrides); diff != "" {
 		t.Errorf("overrides (-want +got):\n%s", diff)
 	}

@@ -83,10 +83,7 @@ func (l *Lab) Processes(ctx context.Context, namespace, logServer string) (*Proc
 		env: map[string][]string{
 			Consumer: append(shared, "HEALTH_ADDR="+addrs[1], "REDIS_CONSUMER="+namespace,
 				"REDIS_HOST="+l.Redis.Host, "REDIS_PORT="+strconv.Itoa(l.Redis.Port), "REDIS_PASSWORD="+l.Redis.Password,
-				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead,
-				// A scaler that restarts tells the ends of the workers again that it still holds,
-				// and chaos reads all results at the end.
-				"RESULTS_MAX_LEN=1000000"),
+				"REDIS_STREAM="+Streams(namespace).Events, "REDIS_RESULTS_STREAM="+Streams(namespace).Results, "REDIS_DEAD_STREAM="+Streams(namespace).Dead),
 			Scaler:   append(shared, "HEALTH_ADDR="+addrs[2], "POD_NAME="+namespace, "POOLS_FILE="+pools, "OTTO_AGENT_IMAGE="+AgentImage()),
 			LogRelay: append(shared, "HEALTH_ADDR="+addrs[3], "LOG_SERVER_ADDR="+logServer, "SPOOL_DIR="+filepath.Join(dir, "spool")),
 		},

@@ -111,7 +111,7 @@ func decodeStats(s *queuev1.GetStatsResponse_TopicStats) queue.Stats {
 }
 
 func encodeEnd(end queue.WorkerEnd) *queuev1.ReportWorkerEndRequest {
-	r := &queuev1.ReportWorkerEndRequest{Worker: encodeWorker(end.Worker), Status: end.Status, Reason: text(end.Reason), Message: text(end.Message), Attempt: uint32(max(end.Attempt, 0))} //nolint:gosec // nobody tries so often
+	r := &queuev1.ReportWorkerEndRequest{Worker: encodeWorker(end.Worker), Status: end.Status, Reason: text(end.Reason), Message: text(end.Message), Attempt: uint32(max(end.Attempt, 0)), Id: end.ID} //nolint:gosec // nobody tries so often
 	if end.ExitCode != nil {
 		code := int32(*end.ExitCode) //nolint:gosec // Kubernetes has no others
 		r.ExitCode = &code
@@ -120,7 +120,7 @@ func encodeEnd(end queue.WorkerEnd) *queuev1.ReportWorkerEndRequest {
 }
 
 func decodeEnd(r *queuev1.ReportWorkerEndRequest) queue.WorkerEnd {
-	end := queue.WorkerEnd{Worker: decodeWorker(r.GetWorker()), Status: r.GetStatus(), Reason: r.GetReason(), Message: r.GetMessage(), Attempt: int(r.GetAttempt())}
+	end := queue.WorkerEnd{Worker: decodeWorker(r.GetWorker()), Status: r.GetStatus(), Reason: r.GetReason(), Message: r.GetMessage(), Attempt: int(r.GetAttempt()), ID: r.GetId()}
 	if r.ExitCode != nil {
 		code := int(r.GetExitCode())
 		end.ExitCode = &code

@@ -1199,7 +1199,9 @@ type ReportWorkerEndRequest struct {
 	// message says it for people.
 	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
 	// attempt is which attempt at its work the worker was, from 1.
-	Attempt       uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	Attempt uint32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// id is the same whenever the same is told again. Without it, all is stored.
+	Id            string `protobuf:"bytes,7,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1274,6 +1276,13 @@ func (x *ReportWorkerEndRequest) GetAttempt() uint32 {
 		return x.Attempt
 	}
 	return 0
+}
+
+func (x *ReportWorkerEndRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
 }
 
 // ReportWorkerEndResponse says that the end is stored.
@@ -2451,14 +2460,15 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x16AwaitSettlementRequest\x120\n" +
 	"\x05topic\x18\x01 \x01(\x0e2\x1a.ottoscaler.queue.v1.TopicR\x05topic\x12\x19\n" +
 	"\bitem_ids\x18\x02 \x03(\tR\aitemIds\"\x19\n" +
-	"\x17AwaitSettlementResponse\"\xe1\x01\n" +
+	"\x17AwaitSettlementResponse\"\xf1\x01\n" +
 	"\x16ReportWorkerEndRequest\x123\n" +
 	"\x06worker\x18\x01 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerR\x06worker\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12 \n" +
 	"\texit_code\x18\x04 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x18\n" +
 	"\amessage\x18\x05 \x01(\tR\amessage\x12\x18\n" +
-	"\aattempt\x18\x06 \x01(\rR\aattemptB\f\n" +
+	"\aattempt\x18\x06 \x01(\rR\aattempt\x12\x0e\n" +
+	"\x02id\x18\a \x01(\tR\x02idB\f\n" +
 	"\n" +
 	"_exit_code\"\x19\n" +
 	"\x17ReportWorkerEndResponse\"\x11\n" +

@@ -68,7 +68,8 @@ type QueueServiceClient interface {
 	AwaitSettlement(ctx context.Context, in *AwaitSettlementRequest, opts ...grpc.CallOption) (*AwaitSettlementResponse, error)
 	// ReportWorkerEnd tells how a worker ended. It returns once that is stored where
 	// the event's producer finds it, and fails with UNAVAILABLE while it cannot be. A
-	// caller whose answer was lost asks again; it may then be stored twice.
+	// caller whose answer was lost, or who has forgotten that it asked, asks again: an id
+	// that is stored already is not stored a second time.
 	ReportWorkerEnd(ctx context.Context, in *ReportWorkerEndRequest, opts ...grpc.CallOption) (*ReportWorkerEndResponse, error)
 	// GetStats returns a snapshot of every topic.
 	GetStats(ctx context.Context, in *GetStatsRequest, opts ...grpc.CallOption) (*GetStatsResponse, error)
@@ -171,7 +172,8 @@ type QueueServiceServer interface {
 	AwaitSettlement(context.Context, *AwaitSettlementRequest) (*AwaitSettlementResponse, error)
 	// ReportWorkerEnd tells how a worker ended. It returns once that is stored where
 	// the event's producer finds it, and fails with UNAVAILABLE while it cannot be. A
-	// caller whose answer was lost asks again; it may then be stored twice.
+	// caller whose answer was lost, or who has forgotten that it asked, asks again: an id
+	// that is stored already is not stored a second time.
 	ReportWorkerEnd(context.Context, *ReportWorkerEndRequest) (*ReportWorkerEndResponse, error)
 	// GetStats returns a snapshot of every topic.
 	GetStats(context.Context, *GetStatsRequest) (*GetStatsResponse, error)
