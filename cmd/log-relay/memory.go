@@ -10,6 +10,10 @@ import (
 // quiet is how long nothing is collected until we count as idle.
 const quiet = 10 * time.Second
 
+// collectionsToRest is how many collections it takes until nothing more becomes free: what
+// lies in a pool outlives one, and a stack is halved by each at most.
+const collectionsToRest = 3
+
 // giveBack returns memory to the system once we are idle, until ctx ends. To open
 // thousands of logs takes room, on stacks also, that their followers do not need while
 // they wait. The runtime itself would come to it minutes later, and keep a half more.
@@ -32,7 +36,9 @@ func giveBack(ctx context.Context) error {
 		if seen == returned {
 			continue // there was nothing since
 		}
-		debug.FreeOSMemory()
+		for range collectionsToRest {
+			debug.FreeOSMemory()
+		}
 		metrics.Read(collections)
 		seen = collections[0].Value.Uint64()
 		returned = seen

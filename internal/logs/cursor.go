@@ -49,8 +49,8 @@ func (c Cursor) Since() time.Time {
 	return time.Unix(c.Second()-1, 0).UTC()
 }
 
-// advance moves the cursor behind a line. Bytes and Checksum are left to sum: over
-// many lines at once the checksum costs a tenth of what it does line by line.
+// advance moves the cursor behind a line. Bytes and Checksum are left to sum: a
+// checksum is far cheaper over many lines at once.
 func (c *Cursor) advance(stamp int64, inSecond uint32) {
 	c.Sequence++
 	c.Time = stamp
