@@ -22,7 +22,10 @@ func (c *Consumer) addEnd(ctx context.Context, id string, result scaleevent.Resu
 	if id == "" {
 		return true, c.addResult(ctx, c.rdb, result).Err()
 	}
-	args := append([]any{id, time.Now().UnixMilli(), maxEnds, c.cfg.ResultsMaxLen}, resultValues(result)...)
+	args := []any{id, time.Now().UnixMilli(), maxEnds, c.cfg.ResultsMaxLen}
+	for _, value := range resultValues(result) {
+		args = append(args, value)
+	}
 	n, err := c.rdb.Eval(ctx, addEndScript, []string{c.cfg.Results, c.endsKey()}, args...).Int()
 	return n == 1, err
 }
