@@ -4,6 +4,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if site.Lab, err = lab.Up(ctx, lab.Options{Name: "e2e", Kind: kind, Nodes: 1, Output: os.Stderr}); err != nil {
+	if site.Lab, err = lab.Up(ctx, lab.Options{Name: cmp.Or(os.Getenv("CLUSTER_NAME"), "e2e"), Kind: kind, Nodes: 1, Output: os.Stderr}); err != nil {
 		return err
 	}
 	if err := site.LoadImages(ctx); err != nil {
@@ -146,6 +147,10 @@ func TestATaskFromItsEventToItsLastLine(t *testing.T) {
 			return strings.Contains(line, story) && strings.Contains(line, event) && strings.Contains(line, task)
 		}) {
 			t.Errorf("log of %s: got no line %q with event %s and task %s, in:\n%s", container, story, event, task, out)
+		}
+		// The chart's rights and the way from a pod to its node, where rotated logs are on: each new log is asked about.
+		if strings.Contains(out, "its rotated logs") {
+			t.Errorf("log of %s: the node does not show its rotated logs:\n%s", container, out)
 		}
 	}
 
