@@ -124,12 +124,14 @@ func (s *scale) rawPod(ctx context.Context) (*corev1.Pod, error) {
 		return nil, fmt.Errorf("taking a worker as the model of the bare client's pods: %d found: %w", len(list.Items), err)
 	}
 	model := &list.Items[0]
+	spec := model.Spec.DeepCopy()
+	spec.NodeName = "" // or the scheduler has less to do beside the bare client
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "raw-", Annotations: model.Annotations,
 			Labels: map[string]string{pod.LabelManagedBy: "bench", pod.LabelTask: "raw"},
 		},
-		Spec: *model.Spec.DeepCopy(),
+		Spec: *spec,
 	}, nil
 }
 
