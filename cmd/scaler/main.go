@@ -16,8 +16,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
-	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -58,14 +56,6 @@ func main() {
 // run builds the route in the order data takes it, then waits. It returns nil when
 // told to stop.
 func run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	// Most of the heap is the cache of pods, which lives long: to collect twice as
-	// often costs little, and spares a third of the memory.
-	debug.SetGCPercent(50)
-	if f := os.Getenv("TMP_PROFILE"); f != "" {
-		w, _ := os.Create(f)
-		_ = pprof.StartCPUProfile(w)
-		defer func() { pprof.StopCPUProfile(); _ = w.Close() }()
-	}
 	core, leases, err := clients(cfg, log)
 	if err != nil {
 		return daemon.Misconfigured(err)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -134,16 +135,17 @@ func (c *Cluster) Move(ctx context.Context, key string) (from *Server, err error
 
 // owner returns which node has a slot.
 func (c *Cluster) owner(ctx context.Context, slot int) (int, error) {
-	ranges, err := c.clients[0].ClusterSlots(ctx).Result()
+	shards, err := c.clients[0].ClusterShards(ctx).Result()
 	if err != nil {
 		return 0, fmt.Errorf("reading who has which slots: %w", err)
 	}
-	for _, r := range ranges {
-		if slot < r.Start || slot > r.End {
+	for _, shard := range shards {
+		has := func(r redis.SlotRange) bool { return int64(slot) >= r.Start && int64(slot) <= r.End }
+		if !slices.ContainsFunc(shard.Slots, has) {
 			continue
 		}
-		for i, name := range c.names {
-			if r.Nodes[0].ID == name {
+		for _, node := range shard.Nodes {
+			if i := slices.Index(c.names, node.ID); i >= 0 {
 				return i, nil
 			}
 		}
