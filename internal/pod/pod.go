@@ -78,9 +78,9 @@ const (
 // its developer's namespace.
 const AnnotationInstance = "ottoscaler.dev/instance"
 
-// FinalizerLogs holds a worker pod until the log server has acknowledged its last
+// FinalizerWorker holds a worker pod until the log server has acknowledged its last
 // line and the events that touched it are settled, or the drain deadline passes.
-const FinalizerLogs = "ottoscaler.dev/logs"
+const FinalizerWorker = "ottoscaler.dev/worker"
 
 // GateCapacity is the scheduling gate of a worker for which there is no place yet.
 // No node is looked for as long as a pod has a gate.

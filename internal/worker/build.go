@@ -66,7 +66,7 @@ func newBuilder(e scaleevent.Event, p *Pool, namespace, instance string) (*build
 	template := p.Template.DeepCopy()
 	b.base = &corev1.Pod{ObjectMeta: template.ObjectMeta, Spec: template.Spec}
 	b.base.Namespace = namespace
-	b.base.Finalizers = append(b.base.Finalizers, pod.FinalizerLogs)
+	b.base.Finalizers = append(b.base.Finalizers, pod.FinalizerWorker)
 	if limit := p.TimeLimit; limit != nil && b.base.Spec.ActiveDeadlineSeconds == nil {
 		seconds := int64(math.Ceil(limit.Seconds()))
 		b.base.Spec.ActiveDeadlineSeconds = &seconds
@@ -294,4 +294,4 @@ func ours(p *corev1.Pod, instance string) bool {
 }
 
 // held reports whether our finalizer is on a pod.
-func held(p metav1.Object) bool { return slices.Contains(p.GetFinalizers(), pod.FinalizerLogs) }
+func held(p metav1.Object) bool { return slices.Contains(p.GetFinalizers(), pod.FinalizerWorker) }

@@ -55,7 +55,7 @@ func TestWorkerCarriesItsEvent(t *testing.T) {
 	if want := pod.Name("inst", "gpu", "key", 3); p.Name != want || p.Namespace != "space" {
 		t.Errorf("pod %s/%s, want space/%s", p.Namespace, p.Name, want)
 	}
-	if diff := cmp.Diff([]string{pod.FinalizerLogs}, p.Finalizers); diff != "" {
+	if diff := cmp.Diff([]string{pod.FinalizerWorker}, p.Finalizers); diff != "" {
 		t.Errorf("finalizers (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(map[string]string{

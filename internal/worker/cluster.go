@@ -537,7 +537,7 @@ func (c *cluster) remove(ctx context.Context, r ref) error {
 // fails with errChanged if the pod has changed since, and returns nil if that very
 // pod is gone.
 func (c *cluster) release(ctx context.Context, p *corev1.Pod, annotations map[string]string) error {
-	rest := slices.DeleteFunc(slices.Clone(p.Finalizers), func(f string) bool { return f == pod.FinalizerLogs })
+	rest := slices.DeleteFunc(slices.Clone(p.Finalizers), func(f string) bool { return f == pod.FinalizerWorker })
 	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{
 		"uid":             p.UID,
 		"resourceVersion": p.ResourceVersion,

@@ -69,7 +69,7 @@ func successor(p *corev1.Pod) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{
 			Name: nextName(p), Namespace: p.Namespace,
 			Labels: p.DeepCopy().Labels, Annotations: p.DeepCopy().Annotations,
-			Finalizers: []string{pod.FinalizerLogs},
+			Finalizers: []string{pod.FinalizerWorker},
 		},
 		Spec: *p.Spec.DeepCopy(),
 	}
