@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -62,8 +63,11 @@ type Nodes struct {
 	log      *slog.Logger
 	places   chan struct{} // one for each log that is being read
 
+	asking singleflight.Group // of a token
+
 	mu      sync.Mutex // guards the rest
 	token   string
+	made    time.Time
 	expires time.Time
 	refused map[string]refusal // by the node's address
 }
@@ -87,6 +91,10 @@ const (
 	// tokenLife is how long a token for the nodes is asked for, and tokenRest how much of
 	// that must be left to use it.
 	tokenLife, tokenRest = time.Hour, 10 * time.Minute
+	// tokenTrust is how long a new token is taken for good, whatever a node says of it.
+	tokenTrust = time.Minute
+	// tokenTimeout bounds the asking for one.
+	tokenTimeout = 30 * time.Second
 )
 
 // NewNodes prepares the access to the nodes of a cluster. It makes no call.
@@ -209,7 +217,7 @@ func (n *Nodes) report(ctx context.Context, node string, err error) {
 	case err != nil && !errors.Is(err, nodelog.ErrNone) && !known:
 		n.refused[node] = refusal{err: err}
 		n.log.WarnContext(ctx, "a node cannot be asked for its rotated logs, trying again", "node", node, "err", err)
-	case err == nil && known:
+	case (err == nil || errors.Is(err, nodelog.ErrNone)) && known:
 		delete(n.refused, node)
 		n.log.InfoContext(ctx, "a node shows its rotated logs now", "node", node)
 	}
@@ -231,21 +239,56 @@ func (b bearer) RoundTrip(request *http.Request) (*http.Response, error) {
 	request.Header.Set("Authorization", "Bearer "+token)
 	response, err := b.inner.RoundTrip(request)
 	if err == nil && response.StatusCode == http.StatusUnauthorized {
-		b.nodes.mu.Lock()
-		b.nodes.token = "" // the account may have been made anew
-		b.nodes.mu.Unlock()
+		b.nodes.forget(token)
 	}
 	return response, err
 }
 
-// credential returns a token of the account.
-func (n *Nodes) credential(ctx context.Context) (string, error) {
+// forget drops a token that a node does not know: the account may have been made anew. One
+// that has just been made is kept, because then it is the node that is wrong.
+func (n *Nodes) forget(token string) {
 	n.mu.Lock()
-	token, left := n.token, time.Until(n.expires)
-	n.mu.Unlock()
-	if token != "" && left > tokenRest {
+	defer n.mu.Unlock()
+	if n.token == token && time.Since(n.made) > tokenTrust {
+		n.token = ""
+	}
+}
+
+// credential returns a token of the account. However many want one, one is asked for.
+func (n *Nodes) credential(ctx context.Context) (string, error) {
+	if token := n.held(); token != "" {
 		return token, nil
 	}
+	answer := n.asking.DoChan(n.account, func() (any, error) {
+		if token := n.held(); token != "" {
+			return token, nil // it came a moment ago
+		}
+		// Who asked first may have no more use for it, and others wait.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenTimeout)
+		defer cancel()
+		return n.ask(ctx)
+	})
+	select {
+	case a := <-answer:
+		token, _ := a.Val.(string) // "" with an error
+		return token, a.Err
+	case <-ctx.Done():
+		return "", ctx.Err()
+	}
+}
+
+// held returns the token that there is, or "".
+func (n *Nodes) held() string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if time.Until(n.expires) <= tokenRest {
+		return ""
+	}
+	return n.token
+}
+
+// ask has the API server make a token.
+func (n *Nodes) ask(ctx context.Context) (string, error) {
 	seconds := int64(tokenLife.Seconds())
 	answer, err := n.accounts.CreateToken(ctx, n.account, &authenticationv1.TokenRequest{
 		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds},
@@ -258,6 +301,6 @@ func (n *Nodes) credential(ctx context.Context) (string, error) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.token, n.expires = answer.Status.Token, answer.Status.ExpirationTimestamp.Time
+	n.token, n.made, n.expires = answer.Status.Token, time.Now(), answer.Status.ExpirationTimestamp.Time
 	return n.token, nil
 }

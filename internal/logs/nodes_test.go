@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -99,14 +100,36 @@ func TestNodesAreShownTheTokenOfTheAccountOnly(t *testing.T) {
 	if r.tokens != 1 {
 		t.Errorf("%d tokens were asked for, want 1", r.tokens)
 	}
-	r.status = http.StatusUnauthorized // the account was made anew
-	if err := r.rotated(); err == nil || errors.Is(err, nodelog.ErrRefused) {
-		t.Errorf("a token that is not known: got %v, want an error that may pass", err)
+	unknown := func() {
+		r.status = http.StatusUnauthorized
+		if err := r.rotated(); err == nil || errors.Is(err, nodelog.ErrRefused) {
+			t.Errorf("a token that is not known: got %v, want an error that may pass", err)
+		}
+		r.status = http.StatusOK
 	}
-	r.status = http.StatusOK
+	unknown() // the node cannot ask the API server
+	if err := r.rotated(); err != nil || r.tokens != 1 {
+		t.Errorf("got %v with %d tokens, want the new token to be kept", err, r.tokens)
+	}
+	r.nodes.made = r.nodes.made.Add(-2 * tokenTrust)
+	unknown() // the account was made anew
 	// The rig counts a token as soon as it is given.
 	if err := r.rotated(); err != nil || r.tokens != 2 {
 		t.Errorf("got %v with %d tokens, want another token", err, r.tokens)
+	}
+}
+
+func TestHoweverManyWantATokenOneIsAskedFor(t *testing.T) {
+	r := newNodesRig(t, false, true)
+	var group errgroup.Group
+	for range 20 {
+		group.Go(func() error {
+			_, err := r.nodes.credential(t.Context())
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil || r.tokens != 1 {
+		t.Errorf("got %v with %d tokens, want one token", err, r.tokens)
 	}
 }
 
