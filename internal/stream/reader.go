@@ -153,7 +153,7 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 	if c.stoodBy.Load() {
 		return nil // what was read stays in the PEL, behind what we let go of
 	}
-	return c.accept(ctx, producer, entries, true)
+	return c.accept(ctx, producer, entries)
 }
 
 // readOwn reads what is pending for us, page by page, and offers what is not in
@@ -210,7 +210,7 @@ func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleev
 		return false, err
 	}
 	c.metrics.redelivered.Add(float64(len(entries)))
-	if err := c.accept(ctx, producer, entries, false); err != nil {
+	if err := c.accept(ctx, producer, entries); err != nil {
 		return false, err
 	}
 	if next != "" {
@@ -260,7 +260,7 @@ func (c *Consumer) bury(ctx context.Context, p redis.XPendingExt) error {
 
 // accept offers entries, or rejects them. An error means that the stream or the
 // queue is out of order; an entry that is out of order is none.
-func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage, isNew bool) error {
+func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage) error {
 	if len(entries) == 0 {
 		return nil
 	}
@@ -280,7 +280,7 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 		}
 	}
 	c.noteRead(entries[len(entries)-1].ID)
-	flights = c.takeOff(flights, isNew)
+	flights = c.takeOff(flights)
 	for _, f := range flights {
 		c.items = append(c.items, queue.Item[scaleevent.Event]{
 			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Cancels: f.event.RemovesAll(), Value: f.event,

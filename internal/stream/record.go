@@ -21,28 +21,36 @@ import (
 // quarter: what is the same in each of them is sent once.
 //
 // ARGV is the group, the length of the results stream, how many letters were written
-// before, and how many results follow; then of each result its eight values, the
-// number of names and values of its details, and these; then the IDs to acknowledge.
+// before, and how many results follow; then of each result its eight values, whether
+// the event is to be reported as accepted before, the number of names and values of its
+// details, and these; then the IDs to acknowledge.
 const recordScript = `
 local events, results, dead = KEYS[1], KEYS[2], KEYS[3]
+local pcall = redis.pcall
 local length, written = ARGV[2], tonumber(ARGV[4])
 if ARGV[3] ~= '0' and redis.call('TYPE', dead).ok ~= 'stream' then
 	return {0, 'WRONGTYPE the dead letters were refused'}
 end
 local at = 5
 for i = 1, written do
-	local last = at + 8 + tonumber(ARGV[at + 8])
-	local reply = redis.pcall('XADD', results, 'MAXLEN', '~', length, '*',
-		'event_id', ARGV[at], 'status', ARGV[at + 1], 'reason', ARGV[at + 2], 'message', ARGV[at + 3],
-		'type', ARGV[at + 4], 'task_id', ARGV[at + 5], 'pool', ARGV[at + 6], 'attempts', ARGV[at + 7],
-		unpack(ARGV, at + 9, last))
+	local id, kind, task, pool = ARGV[at], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
+	local last, reply = at + 9 + ARGV[at + 9], nil
+	if ARGV[at + 8] == '1' then
+		reply = pcall('XADD', results, 'MAXLEN', '~', length, '*', 'event_id', id, 'status', 'accepted',
+			'reason', '', 'message', '', 'type', kind, 'task_id', task, 'pool', pool, 'attempts', '0')
+	end
+	if type(reply) ~= 'table' then
+		reply = pcall('XADD', results, 'MAXLEN', '~', length, '*', 'event_id', id, 'status', ARGV[at + 1],
+			'reason', ARGV[at + 2], 'message', ARGV[at + 3], 'type', kind, 'task_id', task, 'pool', pool,
+			'attempts', ARGV[at + 7], unpack(ARGV, at + 10, last))
+	end
 	if type(reply) == 'table' and reply.err then
 		return {i - 1, reply.err}
 	end
 	at = last + 1
 end
 if at <= #ARGV then
-	local reply = redis.pcall('XACK', events, ARGV[1], unpack(ARGV, at))
+	local reply = pcall('XACK', events, ARGV[1], unpack(ARGV, at))
 	if type(reply) == 'table' and reply.err then
 		return {written, reply.err}
 	end
@@ -53,19 +61,30 @@ return {written}
 // A record is what is written to Redis at once.
 type record struct {
 	letters [][]string // names and values
-	results []*scaleevent.Result
-	acks    []string
+	results []told
+	acks    []*string // IDs
+}
+
+// told is a result, and whether it is the first of its event, which is then reported
+// as accepted before.
+type told struct {
+	*scaleevent.Result
+	first bool
 }
 
 // write writes a record in one transaction. It returns how many letters and results
 // are written, as far as is known, also with an error.
 func (c *Consumer) write(ctx context.Context, r record) (letters, results int, err error) {
-	args := make([]any, 0, 4+9*len(r.results)+len(r.acks))
+	// Pointers, because a text in an any is a copy in a place of its own.
+	args := make([]any, 0, 4+10*len(r.results)+len(r.acks))
 	args = append(args, c.cfg.Group, c.cfg.ResultsMaxLen, len(r.letters), len(r.results))
 	for _, result := range r.results {
-		args = append(args, result.EventID, result.Status, result.Reason, result.Message, result.Type, result.TaskID, result.Pool, result.Attempts, 2*len(result.Details))
-		for _, text := range flat(result.Details) {
-			args = append(args, text)
+		args = append(args, &result.EventID, &result.Status, &result.Reason, &result.Message, &result.Type, &result.TaskID, &result.Pool,
+			&result.Attempts, result.first, 2*len(result.Details))
+		if len(result.Details) > 0 {
+			for _, text := range flat(result.Details) {
+				args = append(args, text)
+			}
 		}
 	}
 	for _, id := range r.acks {

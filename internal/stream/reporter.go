@@ -3,15 +3,16 @@ package stream
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-// runReporter tells producers, until ctx ends, which events are in work. It waits a
-// moment first: of an event that has ended by then, the end says it all, and in a
-// burst that spares Redis half of the results. It is a courtesy: that it fails stops
-// nothing.
+// runReporter tells producers, until ctx ends, which events are in work: the first at
+// once, those of a burst together a moment later. Of an event that has ended by then the
+// settler tells it, in the same breath as its end.
 func (c *Consumer) runReporter(ctx context.Context) error {
 	moment := time.NewTimer(0)
 	defer moment.Stop()
@@ -21,52 +22,59 @@ func (c *Consumer) runReporter(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
+		for more := true; more && ctx.Err() == nil; {
+			for range backoff.Default.Attempts(ctx) {
+				var ok bool
+				if more, ok = c.reportAccepted(ctx); ok {
+					break
+				}
+			}
+		}
 		moment.Reset(c.pace.report)
 		select {
 		case <-moment.C:
 		case <-ctx.Done():
 			return nil
 		}
-		for more := true; more && ctx.Err() == nil; {
-			more = c.reportAccepted(ctx)
-		}
 	}
 }
 
-// reportAccepted writes results for a batch of new events that are still in work. It
-// returns false if there were no more.
-func (c *Consumer) reportAccepted(ctx context.Context) (more bool) {
+// reportAccepted writes results for a batch of events that are still in work. It
+// returns whether there are more, and whether it could.
+func (c *Consumer) reportAccepted(ctx context.Context) (more, ok bool) {
 	c.reporting.Lock() // until they are written, for the settlers
 	defer c.reporting.Unlock()
 	flights, more := c.unreportedFlights()
 	if len(flights) == 0 {
-		return more
+		return more, true
 	}
-	r := record{results: make([]*scaleevent.Result, len(flights))}
+	r := record{results: make([]told, len(flights))}
 	for i, f := range flights {
 		e := &f.event
-		r.results[i] = &scaleevent.Result{EventID: e.ID, Status: scaleevent.StatusAccepted, Type: string(e.Type), TaskID: e.TaskID, Pool: e.Pool}
+		r.results[i].Result = &scaleevent.Result{EventID: e.ID, Status: scaleevent.StatusAccepted, Type: string(e.Type), TaskID: e.TaskID, Pool: e.Pool}
 	}
-	c.logAccepted(ctx, flights)
-	switch _, _, err := c.write(ctx, r); {
+	_, n, err := c.write(ctx, r)
+	c.noteReported(flights, n)
+	c.logAccepted(ctx, flights[:n])
+	switch {
 	case ctx.Err() != nil:
 	case err != nil:
 		c.link.failed("reporting accepted events", err)
 	default:
 		c.link.works("reporting accepted events")
 	}
-	return more
+	return more || n < len(flights), err == nil
 }
 
-// unreportedFlights takes the next new events, leaves out those that have ended or
-// are about to, and marks the others.
+// unreportedFlights takes the next events that are to be reported, leaves out those
+// that have ended or are about to, and marks the others.
 func (c *Consumer) unreportedFlights() (flights []*flight, more bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	n := min(len(c.unreported), settledAtOnce)
 	for _, f := range c.unreported[:n] {
 		if c.inFlight[f.event.ID] == f && !f.settling {
-			f.reported = true
+			f.reporting = true
 			flights = append(flights, f)
 		}
 	}
@@ -75,6 +83,18 @@ func (c *Consumer) unreportedFlights() (flights []*flight, more bool) {
 		c.unreported = nil
 	}
 	return flights, c.unreported != nil
+}
+
+// noteReported marks the first n of some events as reported. The others stay to be so.
+func (c *Consumer) noteReported(flights []*flight, n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, f := range flights {
+		f.reporting, f.reported = false, i < n
+	}
+	if n < len(flights) {
+		c.unreported = append(slices.Clone(flights[n:]), c.unreported...)
+	}
 }
 
 func (c *Consumer) logAccepted(ctx context.Context, flights []*flight) {

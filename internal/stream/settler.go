@@ -71,30 +71,36 @@ type settlement struct {
 	fields  map[string]string // of the event, if it was rejected
 
 	buried, recorded, acked bool // what is stored of it already
+	unreported              bool // that it was accepted is stored with its outcome
 }
 
-// beginSettling marks events, so that they are not let go of now, nor reported as
-// accepted. It returns how often entries were restored before.
+// beginSettling marks events, so that they are not let go of now, and finds out which
+// of them are not reported as accepted yet. It returns how often entries were restored
+// before.
 func (c *Consumer) beginSettling(outcomes []queue.Outcome) (batch []settlement, restored int) {
 	batch = make([]settlement, len(outcomes))
 	c.mu.Lock()
-	reported := false
+	defer c.mu.Unlock()
+	reporting := false
 	for i := range outcomes {
 		s := &batch[i]
 		s.outcome = &outcomes[i]
 		if s.flight = c.inFlight[s.outcome.ItemID]; s.flight != nil {
 			s.flight.settling = true
-			reported = reported || s.flight.reported
+			reporting = reporting || s.flight.reporting
 		}
 	}
 	restored = c.restored
-	c.mu.Unlock()
-	if reported {
-		c.reporting.Lock()   // that they were accepted is told first
-		c.reporting.Unlock() //nolint:staticcheck // it was only waited for
+	if reporting { // that they were accepted is told first
+		c.mu.Unlock()
+		c.reporting.Lock()
+		c.mu.Lock()
+		c.reporting.Unlock()
 	}
 	for i := range batch {
-		batch[i].describe()
+		s := &batch[i]
+		s.unreported = s.flight == nil || !s.flight.reported
+		s.describe()
 	}
 	return batch, restored
 }
@@ -188,17 +194,17 @@ func (c *Consumer) original(ctx context.Context, id string, f *flight) (map[stri
 // store writes results, with the dead letters of rejected events, and acknowledges
 // the entries, in one transaction. It marks what is stored if not all is.
 func (c *Consumer) store(ctx context.Context, batch []settlement) error {
-	r := record{results: make([]*scaleevent.Result, 0, len(batch)), acks: make([]string, 0, len(batch))}
+	r := record{results: make([]told, 0, len(batch)), acks: make([]*string, 0, len(batch))}
 	for i := range batch {
 		s := &batch[i]
 		if !s.buried && s.result.Status == scaleevent.StatusRejected {
 			r.letters = append(r.letters, flat(deadLetter(s.result, s.fields)))
 		}
 		if !s.recorded {
-			r.results = append(r.results, &s.result)
+			r.results = append(r.results, told{&s.result, s.unreported})
 		}
 		if !s.acked {
-			r.acks = append(r.acks, s.result.EventID)
+			r.acks = append(r.acks, &s.result.EventID)
 		}
 	}
 	if len(r.acks) == 0 {

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,8 +99,8 @@ type Consumer struct {
 	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
 	restored int                // counts how often restorePending ran; guarded by mu
 	lastRead string             // the highest entry ID that we have read; guarded by mu
-	// unreported are new events in the order in which they were accepted, of which
-	// some have ended meanwhile; guarded by mu. unreportedMore holds a token while there
+	// unreported are events in the order in which they were accepted, of which some
+	// have ended meanwhile; guarded by mu. unreportedMore holds a token while there
 	// may be some. reporting is held while some are reported.
 	unreported     []*flight
 	unreportedMore chan struct{}
@@ -126,8 +127,10 @@ type Consumer struct {
 type flight struct {
 	event    scaleevent.Event
 	accepted time.Time
-	settling bool // its outcome is being stored; guarded by the consumer's mu
-	reported bool // it was reported as accepted, or is being so; guarded by the consumer's mu
+	// All of these are guarded by the consumer's mu.
+	settling  bool // its outcome is being stored
+	reporting bool // that it was accepted is being stored
+	reported  bool // that it was accepted is stored
 }
 
 // maxInFlight bounds what we hold in memory, whatever the queue would take. Beyond
@@ -138,7 +141,7 @@ const maxInFlight = 4096
 
 // pace is how often things are done. It follows from [Config.ReclaimAfter].
 type pace struct {
-	report   time.Duration // from an event's acceptance until that is reported
+	report   time.Duration // between two times that accepted events are reported
 	block    time.Duration // a read for new entries
 	watch    time.Duration // between two looks whether the queue has a subscriber
 	look     time.Duration // between two looks at the group
@@ -281,9 +284,9 @@ func (c *Consumer) flying() (int, <-chan struct{}) {
 	return len(c.inFlight), c.landed
 }
 
-// takeOff puts events in flight, and returns those that were not. New ones are to be
-// reported.
-func (c *Consumer) takeOff(flights []*flight, isNew bool) []*flight {
+// takeOff puts events in flight, and returns those that were not. They are to be
+// reported, also those that were read before: a crash may have come between.
+func (c *Consumer) takeOff(flights []*flight) []*flight {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	off := flights[:0]
@@ -293,8 +296,10 @@ func (c *Consumer) takeOff(flights []*flight, isNew bool) []*flight {
 			off = append(off, f)
 		}
 	}
-	if isNew && len(off) > 0 {
-		c.unreported = append(c.unreported, off...)
+	if len(off) > 0 {
+		if c.unreported = append(c.unreported, off...); len(c.unreported) > 2*maxInFlight { // the reporter is behind
+			c.unreported = slices.DeleteFunc(c.unreported, func(f *flight) bool { return c.inFlight[f.event.ID] != f })
+		}
 		select {
 		case c.unreportedMore <- struct{}{}:
 		default: // there is a token already

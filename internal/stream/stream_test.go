@@ -63,13 +63,13 @@ func TestAnEventIsAcknowledgedTogetherWithItsResult(t *testing.T) {
 	}
 }
 
-func TestThatAnEventIsInWorkIsNeverToldAfterItsEnd(t *testing.T) {
+func TestThatAnEventIsInWorkIsToldOfEachAndBeforeItsEnd(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redis.Options{})
 	m := w.join("a").run()
 	const n = 200
 	seen := m.serve(n, func(ctx context.Context) bool {
-		pause := time.NewTimer(rand.N(120 * time.Millisecond)) // before and after it is told
+		pause := time.NewTimer(rand.N(120 * time.Millisecond)) // before it is told, and after
 		defer pause.Stop()
 		select {
 		case <-pause.C:
@@ -82,14 +82,14 @@ func TestThatAnEventIsInWorkIsNeverToldAfterItsEnd(t *testing.T) {
 		w.up(fmt.Sprint(i))
 	}
 	eventually(t, "all ends", func() bool { return len(seen()) == n && w.pendingCount() == 0 })
-	told, ended := 0, map[string]bool{}
+	told, ended := map[string]bool{}, map[string]bool{}
 	for _, entry := range w.read(results) {
 		id := entry["event_id"]
 		if entry["status"] == scaleevent.StatusAccepted {
-			told++
-			if ended[id] {
-				t.Errorf("event %s is told to be in work after its end", id)
+			if told[id] || ended[id] {
+				t.Errorf("event %s is told to be in work a second time, or after its end", id)
 			}
+			told[id] = true
 			continue
 		}
 		if ended[id] {
@@ -97,8 +97,8 @@ func TestThatAnEventIsInWorkIsNeverToldAfterItsEnd(t *testing.T) {
 		}
 		ended[id] = true
 	}
-	if told == 0 || len(ended) != n {
-		t.Errorf("%d events were told to be in work and %d to have ended, want some, and %d", told, len(ended), n)
+	if len(told) != n || len(ended) != n {
+		t.Errorf("%d events were told to be in work and %d to have ended, want %d", len(told), len(ended), n)
 	}
 }
 
