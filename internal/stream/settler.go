@@ -306,7 +306,21 @@ func (c *Consumer) reject(ctx context.Context, id string, fields map[string]stri
 	if rejected.Field != "" {
 		result.Details = map[string]string{"field": rejected.Field}
 	}
-	if err := c.store(ctx, []settlement{{result: result, fields: fields}}); err != nil {
+	batch := []settlement{{result: result, fields: fields}}
+	c.mu.Lock()
+	if before, ok := c.halfRejected[id]; ok {
+		batch[0].buried, batch[0].recorded = before.buried, before.recorded
+	}
+	c.mu.Unlock()
+	err := c.store(ctx, batch)
+	c.mu.Lock()
+	if err != nil && (batch[0].buried || batch[0].recorded) {
+		c.halfRejected[id] = batch[0]
+	} else if err == nil {
+		delete(c.halfRejected, id)
+	}
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
 	c.metrics.rejected.WithLabelValues(rejected.Reason).Inc()

@@ -96,9 +96,12 @@ type Consumer struct {
 
 	mu       sync.Mutex
 	inFlight map[string]*flight // what is in the queue, by entry ID; guarded by mu
-	landed   chan struct{}      // closed and replaced when inFlight shrinks; guarded by mu
-	restored int                // counts how often restorePending ran; guarded by mu
-	lastRead string             // the highest entry ID that we have read; guarded by mu
+	// halfRejected are the rejections of which Redis took a part, by entry ID, so that the
+	// next try does not store that again; guarded by mu.
+	halfRejected map[string]settlement
+	landed       chan struct{} // closed and replaced when inFlight shrinks; guarded by mu
+	restored     int           // counts how often restorePending ran; guarded by mu
+	lastRead     string        // the highest entry ID that we have read; guarded by mu
 	// unreported are events in the order in which they were accepted, of which some
 	// have ended meanwhile; guarded by mu. unreportedMore holds a token while there
 	// may be some. reporting is held while some are reported.
@@ -182,18 +185,19 @@ func paceFor(reclaimAfter time.Duration) pace {
 func New(cfg Config, rdb redis.UniversalClient, dial func() redis.UniversalClient, q Queue, health func(error), reg prometheus.Registerer, log *slog.Logger) *Consumer {
 	m := newMetrics(reg)
 	return &Consumer{
-		cfg:      cfg,
-		pace:     paceFor(cfg.ReclaimAfter),
-		rdb:      rdb,
-		reads:    &blockingReads{dial: dial},
-		queue:    q,
-		log:      log,
-		metrics:  m,
-		link:     newLink(log, health, m),
-		replay:   make(chan struct{}, 1),
-		gateShut: make(chan struct{}, 1),
-		inFlight: map[string]*flight{},
-		landed:   make(chan struct{}),
+		cfg:          cfg,
+		pace:         paceFor(cfg.ReclaimAfter),
+		rdb:          rdb,
+		reads:        &blockingReads{dial: dial},
+		queue:        q,
+		log:          log,
+		metrics:      m,
+		link:         newLink(log, health, m),
+		replay:       make(chan struct{}, 1),
+		gateShut:     make(chan struct{}, 1),
+		inFlight:     map[string]*flight{},
+		halfRejected: map[string]settlement{},
+		landed:       make(chan struct{}),
 
 		unreportedMore: make(chan struct{}, 1),
 	}

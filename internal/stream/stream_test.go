@@ -825,6 +825,41 @@ func TestAKeyOfTheWrongTypeIsReportedUntilItIsRight(t *testing.T) {
 	eventually(t, "readiness", func() bool { return m.healthErr() == nil })
 }
 
+func TestADeadLetterIsWrittenOnceThoughItsResultIsRefused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redis.Options{})
+	m := w.join("a", reclaimAfter(time.Second))
+	var tries atomic.Int32 // without a letter: with one it is a transaction
+	m.rdb.AddHook(beforeCommand(func(cmd goredis.Cmder) {
+		if cmd.Name() == "eval" && slices.Contains(cmd.Args(), any(dead)) {
+			tries.Add(1)
+		}
+	}))
+	m.run().finishAll(1)
+	before := w.up("t")
+	eventually(t, "the group", func() bool { return len(w.resultsOf(before)) == 1 })
+	_, err := w.rdb.TxPipelined(t.Context(), func(tx goredis.Pipeliner) error {
+		tx.Del(t.Context(), results)
+		tx.Set(t.Context(), results, "x", 0)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad := w.send("type", "nonsense")
+	eventually(t, "the letter", func() bool { return len(w.read(dead)) > 0 })
+	tries.Store(0)
+	eventually(t, "two more tries", func() bool { return tries.Load() >= 2 })
+	if err := w.rdb.Del(t.Context(), results).Err(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the result", func() bool { return len(w.resultsOf(bad)) == 1 })
+	eventually(t, "the acknowledgement", func() bool { return w.pendingCount() == 0 })
+	if letters := w.read(dead); len(letters) != 1 {
+		t.Errorf("there are %d letters, want one: %v", len(letters), letters)
+	}
+}
+
 func TestARedisThatIsNotThereYetIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redis.Options{AppendOnly: true})

@@ -3,6 +3,7 @@ package queuerpc
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -170,9 +171,9 @@ func (s *subscription[T]) take(most int) []queue.Delivery[T] {
 	}
 	if s.returned < len(s.inbox) {
 		signal(s.more) // whoever waits beside us
-	} else {
-		clear(s.inbox)
-		s.inbox, s.returned = s.inbox[:0], 0
+	}
+	if s.returned > len(s.inbox)/2 { // it may never become empty
+		s.inbox, s.returned = slices.Delete(s.inbox, 0, s.returned), 0
 	}
 	return taken
 }
