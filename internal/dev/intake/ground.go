@@ -83,7 +83,8 @@ func Cluster(ctx context.Context, opts redis.Options) (*Ground, error) {
 func (g *Ground) ready(tag string, variables ...string) *Ground {
 	g.Events, g.Results, g.Dead, g.Group = tag+"otto:lab:events", tag+"otto:lab:results", tag+"otto:lab:dead", "lab"
 	g.Redis = stream.NewClient(g.Where, "lab")
-	g.variables = append(variables,
+	g.variables = variables
+	g.variables = append(g.variables,
 		"REDIS_ADDRS="+strings.Join(g.Where.Addrs, ","), "REDIS_PASSWORD="+g.Where.Password,
 		"REDIS_STREAM="+g.Events, "REDIS_RESULTS_STREAM="+g.Results, "REDIS_DEAD_STREAM="+g.Dead, "REDIS_CONSUMER_GROUP="+g.Group)
 	return g
