@@ -195,6 +195,18 @@ func (m *Memory[T]) Losses(id string) int {
 	return 0
 }
 
+// Forget takes items out of the queue that are left to somebody else. It is not
+// [Producer.Settle]: whoever awaits their settlement goes on waiting.
+func (m *Memory[T]) Forget(ids ...string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, id := range ids {
+		m.forget(id)
+	}
+	m.dispatch()
+	m.creditMayHaveChanged()
+}
+
 // Produce implements [Queue].
 func (m *Memory[T]) Produce(ctx context.Context, name string) (Producer[T], error) {
 	if err := ctx.Err(); err != nil {
@@ -590,31 +602,34 @@ func (m *Memory[T]) settle(ids ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, id := range ids {
-		m.settleOne(id)
+		for _, a := range m.awaiting[id] {
+			a.settled = true
+			a.wake()
+		}
+		if m.forget(id) {
+			m.metrics.settled.Inc()
+		}
 	}
 	m.dispatch()
 	m.creditMayHaveChanged()
 }
 
-func (m *Memory[T]) settleOne(id string) {
-	for _, a := range m.awaiting[id] {
-		a.settled = true
-		a.wake()
-	}
+// forget removes an item. It returns false if there is none.
+func (m *Memory[T]) forget(id string) bool {
 	e, ok := m.items[id]
 	if !ok {
-		return
+		return false
 	}
 	delete(m.items, id)
-	m.metrics.settled.Inc()
 	if e.state == ended {
-		return
+		return true
 	}
-	// Its producer knows of an outcome that we do not, from an earlier process.
+	// Its producer knows of an outcome that we do not, or that somebody else has it.
 	if e.lease != nil {
 		m.loseOne(e.lease, "settled")
 	}
 	m.leave(e)
+	return true
 }
 
 var errNoID = errors.New("an item needs an ID")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -240,6 +241,29 @@ func TestAwaitSettledReturnsWithTheSettleOfAnItemThatCameLater(t *testing.T) {
 		}
 		if waited := time.Since(began); waited != 0 {
 			t.Errorf("AwaitSettled returned %s after the Settle, want at once", waited)
+		}
+	})
+}
+
+// Whoever has the item next needs the traces that are kept until its settlement.
+func TestAnItemThatIsLeftToSomebodyElseIsNotSettled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var settled atomic.Bool
+		q := queue.NewMemory[string](queue.WithLedger(func(context.Context, string) (bool, error) { return settled.Load(), nil }))
+		offer(t, produce(t, q), "a", "")
+		told := make(chan error, 1)
+		go func() { told <- q.AwaitSettled(t.Context(), "a") }()
+		synctest.Wait()
+		q.Forget("a")
+		time.Sleep(time.Minute)
+		select {
+		case err := <-told:
+			t.Fatalf("AwaitSettled() = %v before somebody else has settled the item", err)
+		default:
+		}
+		settled.Store(true)
+		if err := <-told; err != nil {
+			t.Errorf("AwaitSettled() = %v", err)
 		}
 	})
 }

@@ -243,6 +243,13 @@ func (q *watchedQueue) Produce(ctx context.Context, name string) (queue.Producer
 	return &watchedProducer{Producer: p, beforeSettle: q.beforeSettle}, err
 }
 
+func (q *watchedQueue) Forget(ids ...string) {
+	for _, id := range ids {
+		q.beforeSettle(id)
+	}
+	q.Queue.Forget(ids...)
+}
+
 type watchedProducer struct {
 	queue.Producer[scaleevent.Event]
 	beforeSettle func(id string)

@@ -8,9 +8,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/ottoscaler/ottoscaler/internal/queue"
-	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // afterAll is an entry ID behind all others. Reading our pending entries from
@@ -38,7 +35,7 @@ func (c *Consumer) runSubscribers(ctx context.Context) error {
 // the queue has a subscriber. When it has had none for a while, it takes our events
 // out of the queue: whoever has a subscriber takes them over from the PEL, and they
 // must not act here later as well. With nothing in flight it asks Redis nothing.
-func (c *Consumer) runPresence(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) runPresence(ctx context.Context) error {
 	lastServed := time.Now()
 	every(ctx, c.pace.beat, func() {
 		stats, err := c.queue.Stats(ctx)
@@ -53,9 +50,9 @@ func (c *Consumer) runPresence(ctx context.Context, producer queue.Producer[scal
 		case n == 0:
 			return
 		case stats.Subscribers > 0:
-			err = c.showPresence(ctx, producer)
+			err = c.showPresence(ctx)
 		case time.Since(lastServed) >= c.pace.standby:
-			err = c.standBy(ctx, producer)
+			err = c.standBy(ctx)
 		}
 		switch {
 		case ctx.Err() != nil, isNoGroup(err): // the reader heals that
@@ -68,7 +65,7 @@ func (c *Consumer) runPresence(ctx context.Context, producer queue.Producer[scal
 	return nil
 }
 
-func (c *Consumer) showPresence(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) showPresence(ctx context.Context) error {
 	err := c.rdb.XReadGroup(ctx, &redis.XReadGroupArgs{
 		Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, afterAll}, Count: 1, Block: -1,
 	}).Err()
@@ -80,7 +77,7 @@ func (c *Consumer) showPresence(ctx context.Context, producer queue.Producer[sca
 		return fmt.Errorf("looking whether events in flight are ours: %w", err)
 	}
 	if summary.Consumers[c.cfg.Consumer] < int64(c.unsettled()) {
-		if err := c.withdraw(ctx, producer); err != nil {
+		if err := c.withdraw(ctx); err != nil {
 			return err
 		}
 	}
@@ -137,7 +134,7 @@ func (c *Consumer) refresh(ctx context.Context) error {
 // the group next takes them over, be it this consumer. A subscriber may return in
 // the middle of this; the reader offers nothing until it is over, or newer events
 // would act before those that are let go of, and then reads all of them again.
-func (c *Consumer) standBy(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) standBy(ctx context.Context) error {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	c.stoodBy.Store(true)
@@ -154,10 +151,7 @@ func (c *Consumer) standBy(ctx context.Context, producer queue.Producer[scaleeve
 		if c.queue.Losses(id) == 0 {
 			innocent = append(innocent, id)
 		}
-		// Settle has the queue forget the item, whatever has become of it.
-		if err := producer.Settle(ctx, id); err != nil {
-			return fmt.Errorf("taking event %s out of the queue: %w", id, err)
-		}
+		c.queue.Forget(id) // whatever has become of it
 		c.land(id)
 		n++
 	}

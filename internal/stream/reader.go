@@ -72,7 +72,7 @@ func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleeven
 		if turn, shut := c.queue.Gate(); shut || stoodBy || first {
 			// Events of one task act in the order they were sent, so what others have
 			// left comes before anything new.
-			if err := c.takeOver(ctx, producer); err != nil {
+			if err := c.takeOver(ctx); err != nil {
 				return err
 			}
 			first = false

@@ -70,10 +70,11 @@ type Config struct {
 type Queue interface {
 	Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error)
 	Stats(ctx context.Context) (queue.Stats, error)
-	// Gate, Open and Losses are as in [queue.Memory].
+	// Gate, Open, Losses and Forget are as in [queue.Memory].
 	Gate() (turn int, shut bool)
 	Open(turn int)
 	Losses(id string) int
+	Forget(ids ...string)
 }
 
 // A Consumer moves events from the stream to the queue and outcomes back. Make one
@@ -230,7 +231,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	intake.Go(func() error { return c.runSubscribers(ctx) })
 
 	outflow, settling := errgroup.WithContext(settling)
-	outflow.Go(func() error { return c.runPresence(settling, producer) })
+	outflow.Go(func() error { return c.runPresence(settling) })
 	outflow.Go(func() error { return c.runReporter(settling) })
 	for range settlers {
 		outflow.Go(func() error { return c.runSettler(settling, producer) })

@@ -7,17 +7,14 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/ottoscaler/ottoscaler/internal/queue"
-	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
 // takeOver makes everything ours that is pending in the group, before we read
 // anything new. It does not ask how long the others have been silent: whoever has
 // the subscriber is the active main pod, and there is only one. What we hold that
 // somebody else has meanwhile taken over from us is withdrawn from the queue.
-func (c *Consumer) takeOver(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
-	if err := c.withdraw(ctx, producer); err != nil {
+func (c *Consumer) takeOver(ctx context.Context) error {
+	if err := c.withdraw(ctx); err != nil {
 		return c.heal(ctx, err)
 	}
 	claimed, err := c.claimOthers(ctx, 0)
@@ -26,7 +23,7 @@ func (c *Consumer) takeOver(ctx context.Context, producer queue.Producer[scaleev
 	}
 	if n, _ := c.flying(); claimed > 0 && n > 0 {
 		// What we hold may have to come behind what we got: all is read again, in order.
-		return c.standBy(ctx, producer)
+		return c.standBy(ctx)
 	}
 	return nil
 }
@@ -228,7 +225,7 @@ func (c *Consumer) reportTrimmed(ctx context.Context, ids []string) error {
 
 // withdraw takes out of the queue what is in flight here and pending elsewhere, or
 // settled elsewhere: somebody else has taken it over.
-func (c *Consumer) withdraw(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) withdraw(ctx context.Context) error {
 	flying := c.flyingIDs()
 	if len(flying) == 0 {
 		return nil
@@ -261,9 +258,7 @@ func (c *Consumer) withdraw(ctx context.Context, producer queue.Producer[scaleev
 		if !gone {
 			continue
 		}
-		if err := producer.Settle(ctx, id); err != nil {
-			return fmt.Errorf("taking event %s out of the queue: %w", id, err)
-		}
+		c.queue.Forget(id)
 		c.land(id)
 		withdrawn++
 	}

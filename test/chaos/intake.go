@@ -193,12 +193,17 @@ func (in *arena) send(ctx context.Context, task string) (string, error) {
 // those that it was told of up to then.
 func (in *arena) forget(ctx context.Context, do func(p goredis.Pipeliner)) error {
 	var now *goredis.TimeCmd
-	_, err := in.Redis.TxPipelined(ctx, func(p goredis.Pipeliner) error {
-		do(p)
-		now = p.Time(ctx)
-		return nil
-	})
-	if err != nil {
+	for range backoff.Default.Attempts(ctx) { // a client may need a moment to find it back
+		_, err := in.Redis.TxPipelined(ctx, func(p goredis.Pipeliner) error {
+			do(p)
+			now = p.Time(ctx)
+			return nil
+		})
+		if err == nil {
+			break
+		}
+	}
+	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("having Redis forget: %w", err)
 	}
 	in.mu.Lock()

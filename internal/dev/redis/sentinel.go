@@ -40,7 +40,7 @@ func StartWatched(ctx context.Context, opts Options) (w *Watched, err error) {
 		}
 	}()
 	opts.Password = rand.Text()
-	opts.Config = append([]string{"masterauth " + opts.Password}, opts.Config...)
+	opts.Config = append([]string{"masterauth " + opts.Password, "repl-diskless-sync-delay 0"}, opts.Config...)
 	if w.Master, err = Start(ctx, opts); err != nil {
 		return w, err
 	}
