@@ -2,11 +2,13 @@ package logs
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"sync"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -41,6 +43,15 @@ const streamBuffer = 256 << 10
 
 // NewCluster prepares the access to a cluster. It makes no call.
 func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, error) {
+	api, kinds, err := newAPI(config)
+	if err != nil {
+		return nil, err
+	}
+	return &Cluster{api: api, parameters: runtime.NewParameterCodec(kinds), namespace: namespace, instance: instance}, nil
+}
+
+// newAPI prepares the access to the API server, for the kinds that the relay has to do with.
+func newAPI(config *rest.Config) (*rest.RESTClient, *runtime.Scheme, error) {
 	config = rest.CopyConfig(config)
 	config.QPS = -1 // each log is opened once; the API server's own fairness is the limit
 	config.Wrap(func(transport http.RoundTripper) http.RoundTripper {
@@ -57,8 +68,8 @@ func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, erro
 		return transport
 	})
 	kinds := runtime.NewScheme()
-	if err := corev1.AddToScheme(kinds); err != nil {
-		return nil, err
+	if err := errors.Join(corev1.AddToScheme(kinds), authenticationv1.AddToScheme(kinds)); err != nil {
+		return nil, nil, err
 	}
 	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
 	config.NegotiatedSerializer = serializer.NewCodecFactory(kinds).WithoutConversion()
@@ -66,10 +77,7 @@ func NewCluster(config *rest.Config, namespace, instance string) (*Cluster, erro
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	config.UserAgent = rest.DefaultKubernetesUserAgent()
 	api, err := rest.RESTClientFor(config)
-	if err != nil {
-		return nil, err
-	}
-	return &Cluster{api: api, parameters: runtime.NewParameterCodec(kinds), namespace: namespace, instance: instance}, nil
+	return api, kinds, err
 }
 
 // pod begins a request about a pod.

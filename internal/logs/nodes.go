@@ -14,8 +14,6 @@ import (
 	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/ottoscaler/ottoscaler/internal/logs/nodelog"
@@ -57,11 +55,12 @@ type NodeOptions struct {
 
 // Nodes are the nodes of a cluster, as far as they keep logs. It is a [Keeper].
 type Nodes struct {
-	client   nodelog.Client
-	accounts typedcorev1.ServiceAccountInterface
-	account  string
-	log      *slog.Logger
-	places   chan struct{} // one for each log that is being read
+	client    nodelog.Client
+	api       *rest.RESTClient
+	namespace string
+	account   string
+	log       *slog.Logger
+	places    chan struct{} // one for each log that is being read
 
 	asking singleflight.Group // of a token
 
@@ -110,12 +109,12 @@ func NewNodes(config *rest.Config, namespace string, options NodeOptions) (*Node
 	if err != nil {
 		return nil, fmt.Errorf("reading who signs the kubelets' certificates: %w", err)
 	}
-	client, err := typedcorev1.NewForConfig(config)
+	api, _, err := newAPI(config)
 	if err != nil {
 		return nil, err
 	}
 	n := &Nodes{
-		accounts: client.ServiceAccounts(namespace), account: options.Account, log: options.Log,
+		api: api, namespace: namespace, account: options.Account, log: options.Log,
 		places: make(chan struct{}, mostKept), refused: map[string]refusal{},
 	}
 	// No proxy: a node's address has a meaning only within the cluster's network.
@@ -290,9 +289,10 @@ func (n *Nodes) held() string {
 // ask has the API server make a token.
 func (n *Nodes) ask(ctx context.Context) (string, error) {
 	seconds := int64(tokenLife.Seconds())
-	answer, err := n.accounts.CreateToken(ctx, n.account, &authenticationv1.TokenRequest{
-		Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds},
-	}, metav1.CreateOptions{})
+	answer := &authenticationv1.TokenRequest{}
+	err := n.api.Post().Namespace(n.namespace).Resource("serviceaccounts").Name(n.account).SubResource("token").
+		Body(&authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{ExpirationSeconds: &seconds}}).
+		Do(ctx).Into(answer)
 	switch {
 	case apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
 		return "", fmt.Errorf("%w: there is no token of service account %s: %w", nodelog.ErrRefused, n.account, err)
