@@ -26,11 +26,7 @@ import (
 )
 
 func main() {
-	// Thousands of followers that wait are much memory and little garbage: half of it
-	// as much again is enough room for that.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
+	debug.SetGCPercent(idlePercent)
 	os.Exit(daemon.Main(os.Stderr, os.Args[1:], run))
 }
 

@@ -14,6 +14,15 @@ const quiet = 10 * time.Second
 // lies in a pool outlives one, and a stack is halved by each at most.
 const collectionsToRest = 3
 
+const (
+	// busyPercent and idlePercent are how much garbage there may be beside what is in use.
+	// Thousands of followers that wait are much memory and hardly any garbage.
+	busyPercent, idlePercent = 50, 20
+	// busyCollections is how many collections within quiet end the idleness. To open a
+	// thousand logs takes fewer.
+	busyCollections = 50
+)
+
 // giveBack returns memory to the system once we are idle, until ctx ends. To open
 // thousands of logs takes room, on stacks also, that their followers do not need while
 // they wait. The runtime itself would come to it minutes later, and keep a half more.
@@ -30,12 +39,16 @@ func giveBack(ctx context.Context) error {
 		}
 		metrics.Read(collections)
 		if now := collections[0].Value.Uint64(); now != seen {
+			if now-seen >= busyCollections {
+				debug.SetGCPercent(busyPercent)
+			}
 			seen = now
 			continue
 		}
 		if seen == returned {
 			continue // there was nothing since
 		}
+		debug.SetGCPercent(idlePercent)
 		for range collectionsToRest {
 			debug.FreeOSMemory()
 		}

@@ -37,7 +37,9 @@ var (
 const (
 	// settleTime is how long a file that was rotated away must have been left alone to be
 	// taken for whole. A runtime goes on writing to it until it has opened the next one,
-	// and writes what it had in its buffer after that.
+	// and writes what it had in its buffer after that: some milliseconds. Both stamps are
+	// cut to the second, so it is more than one second; more would let a log that is
+	// rotated every three seconds never rest.
 	settleTime = 2 * time.Second
 	// mostTries is how often files are looked for while they change.
 	mostTries = 12

@@ -62,7 +62,7 @@ func (c *Client) openFile(ctx context.Context, log Log, name string, packed bool
 	return f, nil
 }
 
-// ageOf returns for how long a file has been left alone at least, by the node's own clock.
+// ageOf returns for how long a file has been left alone, give or take a second, by the node's own clock.
 func ageOf(header http.Header, packed bool) time.Duration {
 	if packed {
 		return time.Hour // it was whole before it was compressed
@@ -72,7 +72,7 @@ func ageOf(header http.Header, packed bool) time.Duration {
 	if errors.Join(nowErr, changedErr) != nil {
 		return time.Hour // no clock to tell by
 	}
-	return now.Sub(changed) - time.Second // both are cut to the second
+	return now.Sub(changed)
 }
 
 // A Reader gives a log as the pod log API does with timestamps: for each line its stamp, a
