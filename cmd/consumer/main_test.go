@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -262,36 +263,49 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 
 func awaitResult(t *testing.T, rdb *goredis.Client, cfg Config) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); rdb.XLen(t.Context(), cfg.RedisResultsStream).Val() == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("there is no result")
+	eventually(t, func() error {
+		if rdb.XLen(t.Context(), cfg.RedisResultsStream).Val() == 0 {
+			return errors.New("there is no result")
 		}
-	}
+		return nil
+	})
 }
 
 func awaitReady(t testing.TB, addr string) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	eventually(t, func() error {
 		res, err := http.Get("http://" + addr + "/readyz")
 		if err != nil {
-			continue
+			return err
 		}
-		if err := res.Body.Close(); err == nil && res.StatusCode == http.StatusOK {
-			return
+		if res.StatusCode != http.StatusOK {
+			err = errors.New("it does not become ready: " + res.Status)
 		}
-	}
-	t.Fatal("it does not become ready")
+		return errors.Join(err, res.Body.Close())
+	})
 }
 
 func awaitPending(t *testing.T, rdb *goredis.Client, cfg Config, want int64) {
 	t.Helper()
-	var got string
-	for deadline := time.Now().Add(15 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	eventually(t, func() error {
 		p, err := rdb.XPending(t.Context(), cfg.RedisStream, cfg.RedisConsumerGroup).Result()
-		if err == nil && p.Count == want {
+		if err == nil && p.Count != want {
+			err = fmt.Errorf("pending = %d, want %d", p.Count, want)
+		}
+		return err
+	})
+}
+
+// eventually waits until there is nothing wrong any more.
+func eventually(t testing.TB, wrong func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := wrong()
+		if err == nil {
 			return
 		}
-		got = fmt.Sprint(p, err)
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
 	}
-	t.Fatalf("pending = %s, want %d", got, want)
 }
