@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -50,7 +51,7 @@ func (s Server) String() string {
 // because the consumer's loops do, and it heeds deadlines also while it reads.
 func NewClient(s Server, name string) redis.UniversalClient {
 	return redis.NewUniversalClient(&redis.UniversalOptions{
-		Addrs:                 s.Addrs,
+		Addrs:                 slices.Clone(s.Addrs), // a cluster's client appends to it, and there may be several
 		Username:              s.Username,
 		Password:              s.Password,
 		DB:                    s.DB,
