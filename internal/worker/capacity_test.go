@@ -185,6 +185,56 @@ func TestAnEventThatWaitsGivesWayToOneThatRemovesAll(t *testing.T) {
 	s.mustHave(2)
 }
 
+func TestAnEventThatEndsShortOfItsAimLeavesNothingUnseen(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	s.useRules("maxWaiting: 2", "maxWorkers: 1, ")
+	s.done(up("another", 2), 1)
+	e := up("task", 3)
+	thaw := s.Faults.Freeze()
+	defer thaw()
+	verdicts := make(chan queue.Verdict, 1)
+	go func() {
+		verdicts <- s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{
+			Item: queue.Item[scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: e}, Attempt: 1, Cancelled: true,
+		})
+	}()
+	workertest.Eventually(t, "one of its workers is there", func() bool { return len(s.names()) == 3 })
+	select {
+	case v := <-verdicts:
+		t.Fatalf("it ended before its worker was seen: %+v", v)
+	case <-time.After(200 * time.Millisecond):
+	}
+	thaw()
+	if v := <-verdicts; v.Status != queue.Done {
+		t.Fatalf("verdict %+v", v)
+	}
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}, 1)
+	s.mustHave(2)
+}
+
+func TestNoEventIsRejectedWhileAWorkerOfItMayAppear(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	thaw := s.Faults.Freeze()
+	defer thaw()
+	s.Faults.Break("POST", workertest.ReplyLost, 0, 1)
+	s.Faults.Break("POST", workertest.NotDone, 0, -1)
+	e := up("task", 2)
+	if v := s.deliver(e, 1); v.Status != 0 {
+		t.Fatalf("verdict %+v, want a retry", v)
+	}
+	e.ExpiresAt = time.Now().Add(-time.Minute)
+	if v := s.deliver(e, 2); v.Status != 0 || !strings.Contains(v.Message, "the event expired") {
+		t.Fatalf("verdict %+v, want a retry", v)
+	}
+	s.Faults.Repair()
+	thaw()
+	e.ExpiresAt = time.Time{}
+	s.done(e, 3)
+	s.mustHave(2)
+	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}, 1)
+	s.mustHave(0)
+}
+
 // auditor watches the workers from beside, and notes the most that had a place at once.
 type auditor struct {
 	mu   sync.Mutex

@@ -42,6 +42,9 @@ func (m *Manager) Scale(ctx context.Context, d queue.Delivery[scaleevent.Event])
 	log := m.log.With("event", e.ID, "task", e.TaskID, "pool", e.Pool)
 	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, cancelled: d.Cancelled, started: time.Now()}
 	message, err := a.run(ctx)
+	if f, _ := faultOf(err); f == faultFinal && a.unanswered() {
+		err = fmt.Errorf("it is not known yet whether a worker was created; then the event is to be rejected: %v", err) //nolint:errorlint // not final yet
+	}
 	verdict := queue.Finish(message, a.details())
 	if err != nil {
 		verdict = verdictOn(err, d.Attempt, a.details())
@@ -227,11 +230,17 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 }
 
 // givesWay reports whether an event that could not be carried out may be ended for
-// a later one that removes all of its workers. It may as long as it is certain which
-// of them there are: the later one would not find those that appear afterwards.
+// a later one that removes all of its workers.
 func (a *action) givesWay(err error) bool {
 	f, _ := faultOf(err)
-	return (f == faultQuota || errors.Is(err, errWaitingFull)) && !a.capacity.uncertain(scope{pool: a.event.Pool, task: taskOf(a.event)})
+	return (f == faultQuota || errors.Is(err, errWaitingFull)) && !a.unanswered()
+}
+
+// unanswered reports whether a worker of the event's task may or may not be there.
+// Then the event must not end short of its aim: later ones would not find a worker that
+// appears afterwards.
+func (a *action) unanswered() bool {
+	return a.capacity.uncertain(scope{pool: a.event.Pool, task: taskOf(a.event)})
 }
 
 // checkExpiry rejects an event that is of no use any more. What an earlier
@@ -292,12 +301,13 @@ func (a *action) createAll(ctx context.Context, b *builder, n int) (created int,
 	for index := begin; index < n && !fail.Load(); index++ {
 		group.Go(func() error { return one(index) })
 	}
-	if err := group.Wait(); err != nil {
-		return int(count.Load()), err
-	}
-	return int(count.Load()), a.cluster.awaitSeen(ctx, made, func(wrote, seen *corev1.Pod) bool {
+	err = group.Wait()
+	// Also what was made of an event that fails has to be seen: if it ends now, the next
+	// event of its task is planned from the cache.
+	unseen := a.cluster.awaitSeen(ctx, made, func(wrote, seen *corev1.Pod) bool {
 		return seen != nil && seen.UID == wrote.UID
 	})
+	return int(count.Load()), cmp.Or(unseen, err)
 }
 
 // createOne creates one worker, or finds that it is there already.

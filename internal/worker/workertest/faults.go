@@ -37,6 +37,7 @@ type Faults struct {
 	fault   Fault                    // what breaks it
 	kills   bool                     // whether all after it fail too
 	killed  bool
+	frozen  chan struct{} // what watchers are told; closed when it may go on
 }
 
 type rule struct {
@@ -127,6 +128,33 @@ func (f *Faults) hang(r *http.Request) {
 	f.hanging--
 }
 
+// Freeze keeps back what watchers are told, until thaw is called.
+func (f *Faults) Freeze() (thaw func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	until := make(chan struct{})
+	f.frozen = until
+	return sync.OnceFunc(func() { close(until) })
+}
+
+// freezing is what a watcher reads.
+type freezing struct {
+	io.ReadCloser
+	faults *Faults
+}
+
+// Read implements io.Reader.
+func (f freezing) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	f.faults.mu.Lock()
+	until := f.faults.frozen
+	f.faults.mu.Unlock()
+	if until != nil {
+		<-until
+	}
+	return n, err
+}
+
 func (f *Faults) next(r *http.Request) Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -172,7 +200,11 @@ func (f *Faults) wrap(next http.RoundTripper) http.RoundTripper {
 		case Unavailable:
 			return answer(r, http.StatusServiceUnavailable, "ServiceUnavailable"), nil
 		}
-		return next.RoundTrip(r)
+		response, err := next.RoundTrip(r)
+		if err == nil && r.URL.Query().Has("watch") {
+			response.Body = freezing{response.Body, f}
+		}
+		return response, err
 	})
 }
 
