@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -73,8 +74,9 @@ type Nodes struct {
 
 // A refusal is why a node was last of no use.
 type refusal struct {
-	err   error
-	until time.Time // before which it is not asked again, if it has refused
+	err    error
+	until  time.Time // before which it is not asked again, if it has refused
+	wanted time.Time // when a log on it was last asked for
 }
 
 const (
@@ -87,6 +89,9 @@ const (
 	rotatedTimeout = 3 * time.Second
 	// refusedFor is how long a node that refuses is left alone.
 	refusedFor = 5 * time.Minute
+	// refusalLife is for how long after a log on it was last asked for a refusal is known:
+	// then the node is gone, or has no worker any more.
+	refusalLife = time.Hour
 	// tokenLife is how long a token for the nodes is asked for, and tokenRest how much of
 	// that must be left to use it.
 	tokenLife, tokenRest = time.Hour, 10 * time.Minute
@@ -196,7 +201,14 @@ func (n *Nodes) refusal(node string) error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if r := n.refused[node]; time.Now().Before(r.until) {
+	r, known := n.refused[node]
+	if !known {
+		return nil
+	}
+	now := time.Now()
+	r.wanted = now
+	n.refused[node] = r
+	if now.Before(r.until) {
 		return r.err
 	}
 	return nil
@@ -207,19 +219,28 @@ func (n *Nodes) report(ctx context.Context, node string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	was, known := n.refused[node]
+	now := time.Now()
 	switch {
 	case errors.Is(err, nodelog.ErrRefused):
-		n.refused[node] = refusal{err: err, until: time.Now().Add(refusedFor)}
+		n.refuse(node, refusal{err: err, until: now.Add(refusedFor), wanted: now})
 		if !known || reasonOf(was.err) != reasonOf(err) {
 			n.log.WarnContext(ctx, "a node does not show its rotated logs: what it rotates away before it is read becomes a gap", "node", node, "err", err)
 		}
 	case err != nil && !errors.Is(err, nodelog.ErrNone) && !known:
-		n.refused[node] = refusal{err: err}
+		n.refuse(node, refusal{err: err, wanted: now})
 		n.log.WarnContext(ctx, "a node cannot be asked for its rotated logs, trying again", "node", node, "err", err)
 	case (err == nil || errors.Is(err, nodelog.ErrNone)) && known:
 		delete(n.refused, node)
 		n.log.InfoContext(ctx, "a node shows its rotated logs now", "node", node)
 	}
+}
+
+// refuse takes note of a refusal, and forgets those of nodes that nobody wants anything of
+// any more: a cluster that grows and shrinks has another address for every node it makes.
+// The lock is held.
+func (n *Nodes) refuse(node string, r refusal) {
+	maps.DeleteFunc(n.refused, func(_ string, old refusal) bool { return r.wanted.Sub(old.wanted) > refusalLife })
+	n.refused[node] = r
 }
 
 // A bearer shows the token of the account.

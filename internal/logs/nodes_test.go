@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -160,6 +162,23 @@ func TestRefusalOfANodeIsSaidOnce(t *testing.T) {
 	}
 	if !strings.Contains(r.story.String(), "shows its rotated logs now") {
 		t.Errorf("that it is over is not said:\n%s", &r.story)
+	}
+}
+
+func TestRefusalOfANodeThatNobodyAsksForIsForgotten(t *testing.T) {
+	nodes := newNodesRig(t, false, true).nodes
+	for _, node := range []string{"gone", "here"} {
+		nodes.report(t.Context(), node, nodelog.ErrRefused)
+		old := nodes.refused[node]
+		old.wanted = old.wanted.Add(-2 * refusalLife)
+		nodes.refused[node] = old
+	}
+	if err := nodes.refusal("here"); !errors.Is(err, nodelog.ErrRefused) { // so it is wanted
+		t.Errorf("got %v, want the refusal", err)
+	}
+	nodes.report(t.Context(), "new", nodelog.ErrRefused)
+	if got, want := slices.Sorted(maps.Keys(nodes.refused)), []string{"here", "new"}; !slices.Equal(got, want) {
+		t.Errorf("known are %q, want %q", got, want)
 	}
 }
 
