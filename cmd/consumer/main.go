@@ -11,7 +11,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"runtime/debug"
 
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/sync/errgroup"
@@ -39,9 +38,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	stream.Quiet()
 	// Nearly all that an event leaves behind is garbage within a millisecond, and the
 	// heap is small: by default, a sixth of the time under load goes to its collection.
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(400)
-	}
+	daemon.KeepGarbage(400)
 	server, err := cfg.Server()
 	if err != nil {
 		return daemon.Misconfigured(err)

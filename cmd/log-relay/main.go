@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"runtime/debug"
 	"sync"
 
 	_ "golang.org/x/crypto/x509roots/fallback" // the image has no certificates of its own
@@ -26,7 +25,7 @@ import (
 )
 
 func main() {
-	debug.SetGCPercent(idlePercent)
+	daemon.KeepGarbage(idlePercent)
 	os.Exit(daemon.Main(os.Stderr, os.Args[1:], run))
 }
 

@@ -5,6 +5,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/ottoscaler/ottoscaler/internal/daemon"
 )
 
 // quiet is how long nothing is collected until we count as idle.
@@ -40,7 +42,7 @@ func giveBack(ctx context.Context) error {
 		metrics.Read(collections)
 		if now := collections[0].Value.Uint64(); now != seen {
 			if now-seen >= busyCollections {
-				debug.SetGCPercent(busyPercent)
+				daemon.KeepGarbage(busyPercent)
 			}
 			seen = now
 			continue
@@ -48,7 +50,7 @@ func giveBack(ctx context.Context) error {
 		if seen == returned {
 			continue // there was nothing since
 		}
-		debug.SetGCPercent(idlePercent)
+		daemon.KeepGarbage(idlePercent)
 		for range collectionsToRest {
 			debug.FreeOSMemory()
 		}
