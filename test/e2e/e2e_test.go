@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
@@ -34,7 +33,7 @@ var site struct {
 	*lab.Lab
 	namespace string
 	logs      *logserver.Server
-	grpc      *grpc.Server
+	stopLogs  func() error
 	events    *lab.Events
 }
 
@@ -76,15 +75,9 @@ func setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if site.logs, err = logserver.New(logserver.Options{}); err != nil {
+	if site.logs, site.stopLogs, err = logserver.Start(listener, logserver.Options{}); err != nil {
 		return err
 	}
-	site.grpc = logserver.NewGRPCServer(site.logs)
-	go func() {
-		if err := site.grpc.Serve(listener); err != nil {
-			fmt.Fprintln(os.Stderr, "e2e: log server:", err)
-		}
-	}()
 	site.events = site.Events(site.namespace)
 	return site.Install(ctx, site.namespace, listener.Addr().String())
 }
@@ -103,10 +96,10 @@ func tearDown(failed bool) error {
 			fmt.Fprintf(os.Stderr, "kubectl %s (%v):\n%s\n", strings.Join(args, " "), err, out)
 		}
 	}
-	if site.grpc != nil {
-		site.grpc.Stop()
-	}
 	var err error
+	if site.stopLogs != nil {
+		err = site.stopLogs()
+	}
 	if site.Cluster.Kind == cluster.Current && site.namespace != "" { // the cluster stays; nothing of ours does
 		err = errors.Join(site.Uninstall(site.namespace), site.RemoveNamespace(ctx, site.namespace))
 	}

@@ -50,13 +50,9 @@ func reference(t *testing.T) logconformance.Server {
 	t.Helper()
 	dir := t.TempDir()
 	listen := "127.0.0.1:0"
-	var running *grpc.Server
+	stop := func() error { return nil }
 	begin := func(context.Context) error {
-		if running != nil {
-			running.Stop()
-		}
-		server, err := logserver.New(logserver.Options{Dir: dir})
-		if err != nil {
+		if err := stop(); err != nil {
 			return err
 		}
 		listener, err := net.Listen("tcp", listen)
@@ -64,14 +60,21 @@ func reference(t *testing.T) logconformance.Server {
 			return err
 		}
 		listen = listener.Addr().String()
-		running = logserver.NewGRPCServer(server)
-		go running.Serve(listener) //nolint:errcheck // ends with Stop
+		_, end, err := logserver.Start(listener, logserver.Options{Dir: dir})
+		if err != nil {
+			return err
+		}
+		stop = end
 		return nil
 	}
 	if err := begin(t.Context()); err != nil {
 		t.Fatalf("starting the reference server: %v", err)
 	}
-	t.Cleanup(func() { running.Stop() })
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 	return logconformance.Server{Addr: listen, Restart: begin}
 }
 

@@ -20,23 +20,26 @@ import (
 // serve starts a server on a folder and returns a client and how to stop it.
 func serve(t *testing.T, options logserver.Options) (*logserver.Server, logsv1.LogServiceClient, func()) {
 	t.Helper()
-	server, err := logserver.New(options)
-	if err != nil {
-		t.Fatalf("making a server: %v", err)
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatalf("listening: %v", err)
 	}
-	grpcServer := logserver.NewGRPCServer(server)
-	go grpcServer.Serve(listener) //nolint:errcheck // ends with Stop
+	server, end, err := logserver.Start(listener, options)
+	if err != nil {
+		t.Fatalf("starting a server: %v", err)
+	}
+	stop := func() {
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	}
 	conn, err := grpc.NewClient(listener.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatalf("dialing: %v", err)
 	}
 	t.Cleanup(func() { conn.Close() }) //nolint:errcheck // the test is over
-	t.Cleanup(grpcServer.Stop)
-	return server, logsv1.NewLogServiceClient(conn), grpcServer.Stop
+	t.Cleanup(stop)
+	return server, logsv1.NewLogServiceClient(conn), stop
 }
 
 // A sender is a relay by hand.

@@ -19,7 +19,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -38,7 +37,7 @@ var site struct {
 	*lab.Processes
 	namespace string
 	logs      *logserver.Server
-	grpc      *grpc.Server
+	stopLogs  func() error
 	events    *lab.Events
 }
 
@@ -87,15 +86,9 @@ func setUp(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if site.logs, err = logserver.New(logserver.Options{}); err != nil {
+	if site.logs, site.stopLogs, err = logserver.Start(listener, logserver.Options{}); err != nil {
 		return err
 	}
-	site.grpc = logserver.NewGRPCServer(site.logs)
-	go func() {
-		if err := site.grpc.Serve(listener); err != nil {
-			fmt.Fprintln(os.Stderr, "rotation: log server:", err)
-		}
-	}()
 	site.events = site.Events(site.namespace)
 	if site.Processes, err = site.Lab.Processes(ctx, site.namespace, listener.Addr().String()); err != nil {
 		return err
@@ -116,8 +109,8 @@ func tearDown(failed bool) error {
 			errs = append(errs, site.Processes.Close())
 		}
 	}
-	if site.grpc != nil {
-		site.grpc.Stop()
+	if site.stopLogs != nil {
+		errs = append(errs, site.stopLogs())
 	}
 	if site.Lab != nil {
 		errs = append(errs, site.Lab.Close())
