@@ -114,8 +114,8 @@ type Manager struct {
 	self            *corev1.ObjectReference
 
 	mu         sync.Mutex
-	lives      map[types.UID]*life // guarded by mu
-	awaited    map[string][]ref    // who waits for the settlement of which events; guarded by mu
+	lives      map[types.UID]*life    // guarded by mu
+	awaited    map[string]*settlement // by its events; guarded by mu
 	producer   queue.Producer[queue.Worker]
 	session    int // counts producers; guarded by mu, as is producer
 	unsettled  map[types.UID]struct{}
@@ -149,7 +149,7 @@ func New(opts Options) (*Manager, error) {
 		below:           make(chan struct{}, 1),
 		capacity:        newCapacity(opts.Pools.Current),
 		lives:           make(map[types.UID]*life),
-		awaited:         make(map[string][]ref),
+		awaited:         make(map[string]*settlement),
 		unsettled:       make(map[types.UID]struct{}),
 		work: workqueue.NewTypedRateLimitingQueue(
 			workqueue.NewTypedItemExponentialFailureRateLimiter[ref](50*time.Millisecond, 30*time.Second)),

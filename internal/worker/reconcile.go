@@ -4,15 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 
-	"github.com/ottoscaler/ottoscaler/internal/backoff"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 )
 
@@ -274,11 +271,12 @@ func (m *Manager) untold(l *life) *corev1.Pod {
 }
 
 // letGo has the queue forget a worker, once: a worker that is no longer held may
-// change many times before it is gone.
+// change many times before it is gone. Nothing is awaited for it any more.
 func (m *Manager) letGo(ctx context.Context, uid types.UID, l *life) {
 	m.mu.Lock()
 	again := l.letGo
 	l.letGo = true
+	m.leave(ref{name: l.name, uid: uid}, l)
 	m.mu.Unlock()
 	if !again {
 		m.settle(ctx, uid)
@@ -340,57 +338,6 @@ func (m *Manager) logsComplete(ctx context.Context, p *corev1.Pod, l *life) bool
 	m.log.WarnContext(ctx, "releasing a worker before the log server has acknowledged its last line",
 		"pod", p.Name, "event", l.event, "task", l.task, "waited", time.Since(endSeen).Round(time.Millisecond))
 	return true
-}
-
-// settled reports whether the events that touched a worker are settled: as long as
-// one of them can be delivered again, it has to find the worker. If that is not
-// known yet, a wait for it begins.
-func (m *Manager) settled(ctx context.Context, p *corev1.Pod, l *life) bool {
-	ids := slices.DeleteFunc([]string{
-		p.Annotations[pod.AnnotationEventID],
-		p.Annotations[pod.AnnotationScaledDownBy],
-	}, func(id string) bool { return id == "" || id == minimumEvent || id == releaseEvent })
-	events := strings.Join(ids, " ")
-
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if events == "" || l.settledFor == events {
-		return true
-	}
-	if l.awaiting == events {
-		return false
-	}
-	l.awaiting = events
-	waiting, begun := m.awaited[events]
-	m.awaited[events] = append(waiting, refOf(p))
-	if !begun {
-		m.waits.Go(func() { m.awaitSettled(ctx, events, ids) })
-	}
-	return false
-}
-
-// awaitSettled waits for the settlement of events on behalf of all workers that they
-// touched, which may be thousands.
-func (m *Manager) awaitSettled(ctx context.Context, events string, ids []string) {
-	for range backoff.Default.Attempts(ctx) {
-		if err := m.events.AwaitSettled(ctx, ids...); err != nil {
-			m.log.DebugContext(ctx, "cannot learn whether events are settled", "event", events, "err", err)
-			continue
-		}
-		m.mu.Lock()
-		waiting := m.awaited[events]
-		delete(m.awaited, events)
-		for _, r := range waiting {
-			if l := m.lives[r.uid]; l != nil && l.awaiting == events {
-				l.settledFor, l.awaiting = events, ""
-			}
-		}
-		m.mu.Unlock()
-		for _, r := range waiting {
-			m.work.Add(r)
-		}
-		return
-	}
 }
 
 // collect deletes a worker that has no reason to stay.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -94,6 +95,47 @@ func TestFinishedWorkerIsCollectedOnceItsLogsAndItsEventAreSettled(t *testing.T)
 	if n := s.metric("ottoscaler_worker_event_to_running_seconds"); n != 1 {
 		t.Errorf("%v observations of the time to running, want 1", n)
 	}
+}
+
+func TestNobodyAwaitsTheSettlementForWorkersThatAreGone(t *testing.T) {
+	s := start(t, time.Hour, nil, nil)
+	r := newRelay(s)
+	e := up("task", 2)
+	s.events.set(e.ID, true)
+	s.done(e, 1)
+	names := s.names()
+	waits := func(how string, want ...string) {
+		t.Helper()
+		workertest.Eventually(t, how, func() bool { return slices.Equal(s.events.waiting(), want) })
+	}
+	patch := func(name, metadata string) {
+		t.Helper()
+		all := []byte(`{"metadata":` + metadata + `}`)
+		if _, err := s.Client.Pods(s.Namespace).Patch(t.Context(), name, types.MergePatchType, all, metav1.PatchOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	takeAway := func(name string) {
+		t.Helper()
+		patch(name, `{"finalizers":null}`)
+		if err := s.Client.Pods(s.Namespace).Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: new(int64)}); err != nil && !apierrors.IsNotFound(err) { // it is collected as well
+			t.Fatal(err)
+		}
+	}
+	for range names {
+		d := r.next()
+		s.Set(d.Value.Name, corev1.PodSucceeded, 0)
+		r.finish(d)
+	}
+	waits("one wait for both", e.ID)
+	d := down("task", 1)
+	s.events.set(d.ID, true)
+	patch(names[0], `{"annotations":{"`+pod.AnnotationScaledDownBy+`":"`+d.ID+`"}}`)
+	waits("one wait for each", e.ID, e.ID+" "+d.ID)
+	takeAway(names[1])
+	waits("one wait less", e.ID+" "+d.ID)
+	takeAway(names[0])
+	waits("no wait")
 }
 
 func TestVictimStaysUntilItsLastLineIsStored(t *testing.T) {

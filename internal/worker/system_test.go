@@ -255,6 +255,14 @@ type settlements struct {
 	mu      sync.Mutex
 	open    map[string]bool
 	changed chan struct{}
+	awaited []string // the events of each call that waits
+}
+
+// waiting returns the events of each call that waits, in order.
+func (s *settlements) waiting() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(slices.Values(s.awaited))
 }
 
 func (s *settlements) set(id string, open bool) {
@@ -266,6 +274,16 @@ func (s *settlements) set(id string, open bool) {
 }
 
 func (s *settlements) AwaitSettled(ctx context.Context, ids ...string) error {
+	call := strings.Join(ids, " ")
+	s.mu.Lock()
+	s.awaited = append(s.awaited, call)
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		i := slices.Index(s.awaited, call)
+		s.awaited = slices.Delete(s.awaited, i, i+1)
+	}()
 	for {
 		s.mu.Lock()
 		changed := s.changed
