@@ -223,14 +223,11 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			}
 			return true
 		}
-		opened := time.Now()
-		progress, err := f.readOnce(ctx, generation, state, how)
+		use := f.sources.use()
+		progress, err := f.readOnce(ctx, generation, state, how, &use)
 		if progress {
 			attempt.Progress()
 			failures = 0
-		}
-		if progress || err == nil {
-			f.sources.over(ctx)
 		}
 		was := how
 		how = readHow{byTime: how.byTime && !how.kept && !progress}
@@ -244,7 +241,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 		case ctx.Err() != nil || errors.Is(err, errMoved):
 			return false
 		case err == nil && state.Ended && !progress:
-			if why, doubtful := f.beginning.doubt(state, opened, 0); doubtful && f.window.end().Sequence == 0 {
+			if why, doubtful := f.beginning.doubt(state, use.begun, 0); doubtful && f.window.end().Sequence == 0 {
 				if !was.kept && f.recoverable() {
 					how = readHow{kept: true}
 					continue
@@ -283,7 +280,7 @@ func (f *follower) readAll(ctx context.Context, generation int) bool {
 			how.byTime = !f.recoverable() && (errors.Is(err, errLost) || short >= shortTries)
 			continue
 		}
-		if failures++; !f.sources.explains(ctx, err) && failures == 1 {
+		if failures++; !use.explains(ctx, err) && failures == 1 {
 			f.log.WarnContext(ctx, "reading again", "err", err)
 		}
 		// The log of a container goes with it, as when its pod is deleted. A read that ended
@@ -351,12 +348,15 @@ func unreadable(err error) bool {
 
 // readOnce reads from the window's tail until the log ends, in which case the
 // error is nil, or breaks. It reports whether it has added lines.
-func (f *follower) readOnce(ctx context.Context, generation int, state State, how readHow) (progress bool, err error) {
+func (f *follower) readOnce(ctx context.Context, generation int, state State, how readHow, use *use) (progress bool, err error) {
 	from, opened := f.window.end(), time.Now()
 	read := Read{Instance: f.instance, Since: from.Since(), Previous: state.Previous, Follow: !state.Ended, Node: state.Node}
 	body, whole, err := f.openLog(ctx, from, state, read, how)
 	if err != nil {
 		return false, err
+	}
+	if !how.kept { // else it is a node that has given it
+		use.succeeds(ctx)
 	}
 	defer body.Close() //nolint:errcheck // nothing was written
 	// A read that is blocked in its body does not see ctx by itself.

@@ -34,6 +34,7 @@ type relayRig struct {
 	server   *serverRig
 	registry *prometheus.Registry
 	mask     func(context.Context, *corev1.Pod) (func() *mask.Masker, error)
+	log      *slog.Logger
 	stop     context.CancelFunc
 	stopped  chan error
 
@@ -44,13 +45,14 @@ type relayRig struct {
 
 	mu      sync.Mutex
 	sources map[string]*logstest.Source // by container and, for a previous log, "-previous"
+	away    func(Read) error            // why a log cannot be opened; nil if it can
 }
 
 func newRelayRig(t *testing.T) *relayRig {
 	t.Helper()
 	r := &relayRig{
 		t: t, queue: queue.NewMemory[queue.Worker](), cluster: cachetesting.NewFakeControllerSource(),
-		server: newServerRig(t), sources: map[string]*logstest.Source{},
+		server: newServerRig(t), sources: map[string]*logstest.Source{}, log: slog.New(slog.DiscardHandler),
 	}
 	t.Cleanup(r.server.close)
 	producer, err := r.queue.Produce(t.Context(), "scaler")
@@ -78,7 +80,7 @@ func (r *relayRig) start() {
 	relay := NewRelay(Options{
 		Spool: r.store, LogDrainTimeout: r.patience,
 		Workers: r.queue, Pods: pods, Open: r.open, Exists: r.exists, Mask: r.mask, Server: r.server.conn, Registry: r.registry,
-		Log: slog.New(slog.DiscardHandler), BatchLinger: time.Millisecond, DrainTimeout: 5 * time.Second, EndWait: 20 * time.Millisecond,
+		Log: r.log, BatchLinger: time.Millisecond, DrainTimeout: 5 * time.Second, EndWait: 20 * time.Millisecond,
 		Policy: backoff.Policy{Initial: time.Millisecond, Max: 20 * time.Millisecond},
 	})
 	support, release := context.WithCancel(context.Background())
@@ -118,6 +120,12 @@ func (r *relayRig) open(ctx context.Context, read Read) (io.ReadCloser, error) {
 	name := read.Container
 	if read.Previous {
 		name += "-previous"
+	}
+	r.mu.Lock()
+	away := r.away
+	r.mu.Unlock()
+	if away != nil {
+		return nil, away(read)
 	}
 	return r.source(name).Open(ctx, read.Since, read.Follow), nil
 }

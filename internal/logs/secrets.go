@@ -72,12 +72,13 @@ func (c *Cluster) Secrets(patterns []*regexp.Regexp, registry prometheus.Registe
 	s.lister = func(name string) cache.ListerWatcher {
 		only := fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()
 		report := func(err error) {
+			use := s.outage.use()
 			if err != nil {
-				s.outage.explains(context.Background(), fmt.Errorf(
+				use.explains(context.Background(), fmt.Errorf(
 					"reading Secret %s, which is to be hidden; until then its workers' logs wait (may the service account get, list and watch it?): %w", name, err))
 				return
 			}
-			s.outage.over(context.Background())
+			use.succeeds(context.Background())
 		}
 		return c.listWatch("secrets", func() runtime.Object { return &corev1.SecretList{} }, func(options *metav1.ListOptions) {
 			options.FieldSelector = only

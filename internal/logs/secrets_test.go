@@ -49,7 +49,8 @@ func newVault(t *testing.T, patterns string) *vault {
 				v.mu.Lock()
 				defer v.mu.Unlock()
 				if v.closed != nil {
-					v.outage.explains(t.Context(), v.closed)
+					use := v.outage.use()
+					use.explains(t.Context(), v.closed)
 					return nil, v.closed
 				}
 				return source.List(options)

@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -30,70 +26,13 @@ func unavailable(err error) bool {
 	}
 }
 
-// An outage is a time without a service. All followers see it at once, and each
-// reason for it is logged once: behind the refused connection of a server that
-// starts may come the certificate that nobody trusts.
-type outage struct {
-	name  string
-	about func(error) bool // whether an error is about the service as a whole
-	log   *slog.Logger
-	up    prometheus.Gauge
-
-	mu    sync.Mutex
-	since time.Time // zero while there is none
-	said  []string  // the reasons that were logged
-}
-
-// mostReasons bounds what one outage logs.
-const mostReasons = 8
-
-// explains reports whether an error is part of an outage.
-func (o *outage) explains(ctx context.Context, err error) bool {
-	if !o.about(err) {
-		return false
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.since.IsZero() {
-		o.since = time.Now()
-		o.said = nil
-		o.up.Set(0)
-	}
-	if reason := reasonOf(err); len(o.said) < mostReasons && !slices.Contains(o.said, reason) {
-		o.said = append(o.said, reason)
-		o.log.WarnContext(ctx, "unavailable, trying again", "service", o.name, "err", err)
-	}
-	return true
-}
-
-// reasonOf returns what an error says, without what differs each time, such as
-// our port. It decides about nothing but whether to log.
-func reasonOf(err error) string {
-	return strings.Map(func(r rune) rune {
-		if r >= '0' && r <= '9' {
-			return -1
-		}
-		return r
-	}, err.Error())
-}
-
-// over says that the service has answered.
-func (o *outage) over(ctx context.Context) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.up.Set(1)
-	if !o.since.IsZero() {
-		o.log.InfoContext(ctx, "available again", "service", o.name, "after", time.Since(o.since).Round(time.Millisecond).String())
-		o.since = time.Time{}
-	}
-}
-
 // callTimeout bounds one call that announces a worker or its end.
 const callTimeout = 10 * time.Second
 
 // persist makes a call until it succeeds or ctx ends.
 func persist[Answer any](ctx context.Context, policy backoff.Policy, out *outage, log *slog.Logger, name string, call func(context.Context) (Answer, error)) (Answer, error) {
 	for attempt := range policy.Attempts(ctx) {
+		use := out.use()
 		answer, err := func() (Answer, error) {
 			ctx, cancel := context.WithTimeout(ctx, callTimeout)
 			defer cancel()
@@ -101,10 +40,10 @@ func persist[Answer any](ctx context.Context, policy backoff.Policy, out *outage
 		}()
 		switch {
 		case err == nil:
-			out.over(ctx)
+			use.succeeds(ctx)
 			return answer, nil
 		case ctx.Err() != nil:
-		case !out.explains(ctx, err):
+		case !use.explains(ctx, err):
 			log.WarnContext(ctx, "calling the log server again", "call", name, "attempt", attempt.Number, "err", err)
 		}
 	}

@@ -45,7 +45,8 @@ func (f *follower) send(ctx context.Context) error {
 		if _, empty := f.window.settled(); empty && f.window.isDraining() {
 			return errDraining
 		}
-		err := f.session(ctx, attempt)
+		use := f.outage.use()
+		err := f.session(ctx, attempt, &use)
 		rotated = errors.Is(err, errRotate)
 		switch {
 		case rotated:
@@ -55,7 +56,7 @@ func (f *follower) send(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case f.outage.explains(ctx, err):
+		case use.explains(ctx, err):
 			f.log.DebugContext(ctx, "sending again", "err", err)
 		default:
 			if errors.Is(err, errProtocol) {
@@ -68,7 +69,7 @@ func (f *follower) send(ctx context.Context) error {
 }
 
 // session sends batches on one stream until the log is complete or the stream breaks.
-func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error {
+func (f *follower) session(ctx context.Context, attempt *backoff.Attempt, use *use) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var (
@@ -86,7 +87,7 @@ func (f *follower) session(ctx context.Context, attempt *backoff.Attempt) error 
 	if err != nil || completed {
 		return err
 	}
-	f.outage.over(ctx)
+	use.succeeds(ctx)
 
 	answers := make(chan *logsv1.StreamLogsResponse_Completed, 1)
 	received := make(chan struct{})
