@@ -50,7 +50,7 @@ func (s Server) String() string {
 // NewClient returns a client for a [Consumer]. It does not try again by itself,
 // because the consumer's loops do, and it heeds deadlines also while it reads.
 func NewClient(s Server, name string) redis.UniversalClient {
-	return redis.NewUniversalClient(&redis.UniversalOptions{
+	client := redis.NewUniversalClient(&redis.UniversalOptions{
 		Addrs:                 slices.Clone(s.Addrs), // a cluster's client appends to it, and there may be several
 		Username:              s.Username,
 		Password:              s.Password,
@@ -69,6 +69,43 @@ func NewClient(s Server, name string) redis.UniversalClient {
 		WriteTimeout:          3 * time.Second,
 		ContextTimeoutEnabled: true,
 	})
+	if cluster, ok := client.(*redis.ClusterClient); ok {
+		cluster.AddHook(lookAgain{cluster})
+	}
+	return client
+}
+
+// lookAgain has a cluster's client ask who the masters are after a call that had no
+// reply. By itself it asks when a node says that it is not the one, which a dead node
+// does not, or once a minute.
+type lookAgain struct{ cluster *redis.ClusterClient }
+
+// DialHook implements [redis.Hook].
+func (lookAgain) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessHook implements [redis.Hook].
+func (l lookAgain) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		err := next(ctx, cmd)
+		l.after(ctx, err)
+		return err
+	}
+}
+
+// ProcessPipelineHook implements [redis.Hook].
+func (l lookAgain) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		err := next(ctx, cmds)
+		l.after(ctx, err)
+		return err
+	}
+}
+
+func (l lookAgain) after(ctx context.Context, err error) {
+	var reply redis.Error
+	if err != nil && !errors.As(err, &reply) {
+		l.cluster.ReloadState(ctx) // it does not wait, and does so a few times a second at most
+	}
 }
 
 const dialTimeout = 3 * time.Second
