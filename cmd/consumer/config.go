@@ -27,6 +27,12 @@ type Config struct {
 	// be the same after a restart, which then goes on at once where it ended.
 	RedisConsumer string `split_words:"true" desc:"name within the group; default: the host name"`
 
+	// RedisWaitReplicas keeps a failover from repeating what was done. A single server has
+	// none unless one says so.
+	RedisWaitReplicas int `split_words:"true" default:"-1" desc:"how many replicas must have an outcome before it counts as stored, as far as they are connected; -1: 1 with REDIS_SENTINEL_MASTER or REDIS_CLUSTER, else 0"`
+	// RedisWaitTimeout should be longer than a failover takes.
+	RedisWaitTimeout time.Duration `split_words:"true" default:"20s" desc:"how long to wait for replicas that are connected and do not answer, or that have left; longer than a failover takes"`
+
 	// ReclaimAfter is how long a single entry may be without a sign of life. It is a
 	// net: the consumer takes over everything at once when its scaler subscribes.
 	ReclaimAfter time.Duration `split_words:"true" default:"1m" desc:"how long an entry may be neglected before it is looked after; what other consumers have is taken over at once when a scaler subscribes"`
@@ -67,6 +73,8 @@ func (c Config) Validate() error {
 	}
 	errs = append(errs, c.Environment.Validate())
 	check(c.InstanceID != "", "INSTANCE_ID is empty")
+	check(c.RedisWaitReplicas >= -1, "REDIS_WAIT_REPLICAS: %d is neither a number of replicas nor -1", c.RedisWaitReplicas)
+	check(c.RedisWaitTimeout >= 0, "REDIS_WAIT_TIMEOUT: %s is negative", c.RedisWaitTimeout)
 	check(c.ReclaimAfter >= minReclaimAfter, "RECLAIM_AFTER: %s is less than %s", c.ReclaimAfter, minReclaimAfter)
 	check(c.PoisonAfter >= 0, "POISON_AFTER: %d is negative", c.PoisonAfter)
 	check(c.EventsMaxAge >= 0, "EVENTS_MAX_AGE: %s is negative", c.EventsMaxAge)
@@ -79,6 +87,18 @@ func (c Config) Validate() error {
 	_, _, err := net.SplitHostPort(c.HealthAddr)
 	check(err == nil, "HEALTH_ADDR: %q is not an address with a port, such as :8081", c.HealthAddr)
 	return errors.Join(errs...)
+}
+
+// Replication returns whom an outcome waits for.
+func (c Config) Replication() stream.Replication {
+	r := stream.Replication{Replicas: c.RedisWaitReplicas, Timeout: c.RedisWaitTimeout}
+	if r.Replicas < 0 {
+		r.Replicas = 0
+		if c.RedisSentinelMaster != "" || c.RedisCluster {
+			r.Replicas = 1
+		}
+	}
+	return r
 }
 
 func isLoopback(addr string) bool {

@@ -61,7 +61,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Group: cfg.RedisConsumerGroup, Consumer: cfg.RedisConsumer,
 		Owner:        stream.Owner{User: cfg.InstanceUser, Instance: cfg.InstanceID, Namespace: cfg.Namespace},
 		ReclaimAfter: cfg.ReclaimAfter, PoisonAfter: cfg.PoisonAfter, Retention: stream.Retention{Age: cfg.EventsMaxAge, Length: cfg.EventsMaxLen}, MaxEventBytes: cfg.MaxEventBytes,
-		ResultsMaxLen: cfg.ResultsMaxLen, DrainTimeout: cfg.DrainTimeout,
+		ResultsMaxLen: cfg.ResultsMaxLen, Replication: cfg.Replication(), DrainTimeout: cfg.DrainTimeout,
 	}, rdb, func() redis.UniversalClient { return stream.NewClient(server, "ottoscaler-reader") }, events, func(err error) { health.Report("redis", err) }, reg, log)
 
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.QueueAddr)

@@ -56,6 +56,8 @@ func TestValidateNamesEveryVariableThatIsWrong(t *testing.T) {
 		"EVENTS_MAX_AGE":       func(c *Config) { c.EventsMaxAge = -1 },
 		"EVENTS_MAX_LEN":       func(c *Config) { c.EventsMaxLen = -1 },
 		"POISON_AFTER":         func(c *Config) { c.PoisonAfter = -1 },
+		"REDIS_WAIT_REPLICAS":  func(c *Config) { c.RedisWaitReplicas = -2 },
+		"REDIS_WAIT_TIMEOUT":   func(c *Config) { c.RedisWaitTimeout = -1 },
 		"DRAIN_TIMEOUT":        func(c *Config) { c.DrainTimeout = -1 },
 		"HEALTH_ADDR":          func(c *Config) { c.HealthAddr = "8081" },
 		"QUEUE_ADDR":           func(c *Config) { c.QueueAddr = "0.0.0.0:7070" },
@@ -107,6 +109,25 @@ func TestValidateKnowsEachKindOfRedis(t *testing.T) {
 				t.Errorf("Validate() = %v, want it to begin with %q", err, row.want)
 			}
 		})
+	}
+}
+
+func TestAnOutcomeWaitsForAReplicaWhereThereIsAFailover(t *testing.T) {
+	for name, row := range map[string]struct {
+		config Config
+		want   int
+	}{
+		"a single server":             {Config{RedisWaitReplicas: -1}, 0},
+		"a single server, as told":    {Config{RedisWaitReplicas: 1}, 1},
+		"sentinels":                   {Config{RedisWaitReplicas: -1, Environment: stream.Environment{RedisSentinelMaster: "otto"}}, 1},
+		"sentinels, as told":          {Config{Environment: stream.Environment{RedisSentinelMaster: "otto"}}, 0},
+		"a cluster":                   {Config{RedisWaitReplicas: -1, Environment: stream.Environment{RedisCluster: true}}, 1},
+		"a cluster with two replicas": {Config{RedisWaitReplicas: 2, Environment: stream.Environment{RedisCluster: true}}, 2},
+	} {
+		row.config.RedisWaitTimeout = time.Second
+		if got := row.config.Replication(); got != (stream.Replication{Replicas: row.want, Timeout: time.Second}) {
+			t.Errorf("%s: Replication() = %+v, want %d replicas", name, got, row.want)
+		}
 	}
 }
 

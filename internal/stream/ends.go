@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
@@ -20,14 +22,18 @@ func (c *Consumer) endsKey() string { return c.cfg.Results + ":ends" }
 // before. It reports whether it did.
 func (c *Consumer) addEnd(ctx context.Context, id string, result scaleevent.Result) (added bool, err error) {
 	if id == "" {
-		return true, c.addResult(ctx, c.rdb, result).Err()
+		return true, c.replicated(ctx, func(rdb redis.Cmdable) error { return c.addResult(ctx, rdb, result).Err() })
 	}
 	args := []any{id, time.Now().UnixMilli(), maxEnds, c.cfg.ResultsMaxLen}
 	for _, value := range resultValues(result) {
 		args = append(args, value)
 	}
-	n, err := c.rdb.Eval(ctx, addEndScript, []string{c.cfg.Results, c.endsKey()}, args...).Int()
-	return n == 1, err
+	err = c.replicated(ctx, func(rdb redis.Cmdable) error {
+		n, err := rdb.Eval(ctx, addEndScript, []string{c.cfg.Results, c.endsKey()}, args...).Int()
+		added = n == 1
+		return err
+	})
+	return added, err
 }
 
 // addEndScript looks and adds in one step, so that no crash and no lost reply comes

@@ -36,6 +36,9 @@ func (c *Consumer) ensureGroup(ctx context.Context) error {
 			return &wrongKeyError{key: key, kind: kind}
 		}
 	}
+	if err := c.checkReplication(ctx); err != nil {
+		return err
+	}
 	start, err := c.start(ctx)
 	if err != nil {
 		return err
@@ -136,33 +139,40 @@ func (c *Consumer) heal(ctx context.Context, err error) error {
 	return err
 }
 
-// pending reports whether an entry is in the PEL, of any consumer.
-func (c *Consumer) pending(ctx context.Context, id string) (bool, error) {
-	entries, err := c.rdb.XPendingExt(ctx, &redis.XPendingExtArgs{
+// pending asks for an entry in the PEL, of any consumer.
+func (c *Consumer) pending(ctx context.Context, rdb redis.Cmdable, id string) *redis.XPendingExtCmd {
+	return rdb.XPendingExt(ctx, &redis.XPendingExtArgs{
 		Stream: c.cfg.Stream, Group: c.cfg.Group, Start: id, End: id, Count: 1,
-	}).Result()
-	return len(entries) > 0, err
+	})
 }
 
 // Settled is the ledger for [queue.WithLedger]: it reports whether an event can
 // never be delivered again. That is so when the group has read it and it is not
 // pending, or when it is not in the stream.
-func (c *Consumer) Settled(ctx context.Context, id string) (bool, error) {
+func (c *Consumer) Settled(ctx context.Context, id string) (settled bool, err error) {
 	if _, ok := parseID(id); !ok {
 		return true, nil // no event of this stream
 	}
 	if c.look(id) != nil {
 		return false, nil // also while its group is made again
 	}
-	pending, err := c.pending(ctx, id)
-	if pending {
+	err = c.replicated(ctx, func(rdb redis.Cmdable) error {
+		settled, err = c.settled(ctx, rdb, id)
+		return err
+	})
+	return settled && err == nil, err
+}
+
+func (c *Consumer) settled(ctx context.Context, rdb redis.Cmdable, id string) (bool, error) {
+	pending, err := c.pending(ctx, rdb, id).Result()
+	if len(pending) > 0 {
 		return false, nil
 	}
 	groupGone := isNoGroup(err)
 	if err != nil && !groupGone {
 		return false, fmt.Errorf("reading whether event %s is pending: %w", id, err)
 	}
-	entries, err := c.rdb.XRange(ctx, c.cfg.Stream, id, id).Result()
+	entries, err := rdb.XRange(ctx, c.cfg.Stream, id, id).Result()
 	if err != nil {
 		return false, fmt.Errorf("reading event %s: %w", id, err)
 	}
@@ -172,7 +182,7 @@ func (c *Consumer) Settled(ctx context.Context, id string) (bool, error) {
 	if groupGone {
 		return false, nil // it may be read again
 	}
-	group, err := c.group(ctx)
+	group, err := c.group(ctx, rdb)
 	if err != nil {
 		return false, err
 	}
@@ -182,8 +192,8 @@ func (c *Consumer) Settled(ctx context.Context, id string) (bool, error) {
 var errNoGroup = errors.New("there is no such consumer group")
 
 // group returns what Redis knows of our group.
-func (c *Consumer) group(ctx context.Context) (redis.XInfoGroup, error) {
-	groups, err := c.rdb.XInfoGroups(ctx, c.cfg.Stream).Result()
+func (c *Consumer) group(ctx context.Context, rdb redis.Cmdable) (redis.XInfoGroup, error) {
+	groups, err := rdb.XInfoGroups(ctx, c.cfg.Stream).Result()
 	if err != nil {
 		return redis.XInfoGroup{}, fmt.Errorf("reading the groups of stream %s: %w", c.cfg.Stream, err)
 	}

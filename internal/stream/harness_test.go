@@ -198,6 +198,10 @@ func drainTimeout(d time.Duration) config {
 	return func(c *stream.Config) { c.DrainTimeout = d }
 }
 
+func replication(replicas int, timeout time.Duration) config {
+	return func(c *stream.Config) { c.Replication = stream.Replication{Replicas: replicas, Timeout: timeout} }
+}
+
 var queueFinish = queue.Finish("finished", nil)
 
 var errStarting = errors.New("starting")

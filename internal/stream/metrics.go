@@ -10,10 +10,10 @@ import (
 )
 
 type metrics struct {
-	read, redelivered, reclaimed, faults, trimmed prometheus.Counter
-	rejected, settled, ends                       *prometheus.CounterVec
-	duration, latency                             prometheus.Histogram
-	up, backlog, pending, oldest, paused          prometheus.Gauge
+	read, redelivered, reclaimed, faults, trimmed, unreplicated prometheus.Counter
+	rejected, settled, ends                                     *prometheus.CounterVec
+	duration, latency                                           prometheus.Histogram
+	up, backlog, pending, oldest, paused                        prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -27,14 +27,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "ottoscaler_stream_" + name, Help: help})
 	}
 	m := &metrics{
-		read:        counter("entries_read_total", "Entries that were read for the first time."),
-		redelivered: counter("entries_redelivered_total", "Entries that were read again, because their outcome had not been stored."),
-		reclaimed:   counter("entries_reclaimed_total", "Entries that were taken over from another consumer, or from an abandoned read."),
-		trimmed:     counter("entries_trimmed_total", "Entries that were removed from the stream because of its retention."),
-		faults:      counter("faults_total", "Failed attempts to do something with Redis."),
-		rejected:    vector("events_rejected_total", "Events that were rejected, by reason.", "reason"),
-		settled:     vector("events_settled_total", "Events whose outcome was stored, by status.", "status"),
-		ends:        vector("workers_ended_total", "Workers whose end was written to the results, by status.", "status"),
+		read:         counter("entries_read_total", "Entries that were read for the first time."),
+		redelivered:  counter("entries_redelivered_total", "Entries that were read again, because their outcome had not been stored."),
+		reclaimed:    counter("entries_reclaimed_total", "Entries that were taken over from another consumer, or from an abandoned read."),
+		trimmed:      counter("entries_trimmed_total", "Entries that were removed from the stream because of its retention."),
+		unreplicated: counter("unreplicated_total", "Times that something was stored, and not enough replicas of Redis had it in time."),
+		faults:       counter("faults_total", "Failed attempts to do something with Redis."),
+		rejected:     vector("events_rejected_total", "Events that were rejected, by reason.", "reason"),
+		settled:      vector("events_settled_total", "Events whose outcome was stored, by status.", "status"),
+		ends:         vector("workers_ended_total", "Workers whose end was written to the results, by status.", "status"),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "ottoscaler_stream_event_duration_seconds", Help: "Time from an event's acceptance to its stored outcome.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10),
@@ -49,13 +50,13 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		oldest:  gauge("oldest_unacknowledged_seconds", "Age of the oldest entry that is not acknowledged, read or not, since it was added; 0 if there is none."),
 		paused:  gauge("paused", "1 while the group is paused."),
 	}
-	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.trimmed, m.faults, m.rejected, m.settled, m.ends, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
+	reg.MustRegister(m.read, m.redelivered, m.reclaimed, m.trimmed, m.unreplicated, m.faults, m.rejected, m.settled, m.ends, m.duration, m.latency, m.up, m.backlog, m.pending, m.oldest, m.paused)
 	return m
 }
 
 // sample sets the gauges that only Redis knows.
 func (c *Consumer) sample(ctx context.Context) (redis.XInfoGroup, error) {
-	group, err := c.group(ctx)
+	group, err := c.group(ctx, c.rdb)
 	if err != nil {
 		return group, err
 	}

@@ -140,8 +140,10 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 	}
 	entries := streams[0].Messages
 	c.metrics.read.Add(float64(len(entries)))
-	if paused, err := c.pausedNow(ctx); paused || err != nil {
-		c.requestReplay() // what was read waits in the PEL
+	if paused, err := c.pausedNow(ctx); paused || err != nil || c.hasRead(entries[0].ID) {
+		// What was read waits in the PEL. What we had read before, from another master, may
+		// be acknowledged by now: there it shows.
+		c.requestReplay()
 		return err
 	}
 	now := time.Now()
@@ -339,6 +341,12 @@ func fieldsOf(entry redis.XMessage) map[string]string {
 		fields[name], _ = value.(string) // Redis has no other values
 	}
 	return fields
+}
+
+func (c *Consumer) hasRead(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastRead != "" && compareIDs(id, c.lastRead) <= 0
 }
 
 func (c *Consumer) noteRead(id string) {

@@ -15,7 +15,8 @@ import (
 
 // recordScript writes results, then acknowledges. Redis carries it out as one, and it
 // stops at the first thing that Redis refuses: an entry is acknowledged only when its
-// result is written. It returns how many results it has written, and why not all.
+// result is written. It returns how many results it has written, and how many entries
+// were pending, or why it stopped.
 //
 // A script takes Redis less time than the same commands in MULTI, and this process a
 // quarter: what is the same in each of them is sent once.
@@ -49,13 +50,14 @@ for i = 1, written do
 	end
 	at = last + 1
 end
-if at <= #ARGV then
-	local reply = pcall('XACK', events, ARGV[1], unpack(ARGV, at))
-	if type(reply) == 'table' and reply.err then
-		return {written, reply.err}
-	end
+if at > #ARGV then
+	return {written, 0}
 end
-return {written}
+local reply = pcall('XACK', events, ARGV[1], unpack(ARGV, at))
+if type(reply) == 'table' and reply.err then
+	return {written, reply.err}
+end
+return {written, reply}
 `
 
 // A record is what is written to Redis at once.
@@ -72,9 +74,12 @@ type told struct {
 	first bool
 }
 
-// write writes a record in one transaction. It returns how many letters and results
-// are written, as far as is known, also with an error.
-func (c *Consumer) write(ctx context.Context, r record) (letters, results int, err error) {
+// progress is how much of a record is written, as far as is known.
+type progress struct{ letters, results, acks int }
+
+// write writes a record in one transaction. It returns how much is written also with an
+// error.
+func (c *Consumer) write(ctx context.Context, rdb redis.Cmdable, r record) (done progress, err error) {
 	// Pointers, because a text in an any is a copy in a place of its own.
 	args := make([]any, 0, 4+10*len(r.results)+len(r.acks))
 	args = append(args, c.cfg.Group, c.cfg.ResultsMaxLen, len(r.letters), len(r.results))
@@ -92,43 +97,47 @@ func (c *Consumer) write(ctx context.Context, r record) (letters, results int, e
 	}
 	keys := []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead}
 	if len(r.letters) == 0 {
-		results, err = written(c.rdb.Eval(ctx, recordScript, keys, args...))
-		return 0, results, err
+		err = done.read(rdb.Eval(ctx, recordScript, keys, args...))
+		return done, err
 	}
 	// A letter may have more fields than a script can handle.
 	added := make([]*redis.StringCmd, len(r.letters))
-	var done *redis.Cmd
-	cmds, err := c.rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
+	var script *redis.Cmd
+	cmds, err := rdb.TxPipelined(ctx, func(tx redis.Pipeliner) error {
 		for i, letter := range r.letters {
 			added[i] = tx.XAdd(ctx, &redis.XAddArgs{Stream: c.cfg.Dead, Values: letter})
 		}
-		done = tx.Eval(ctx, recordScript, keys, args...)
+		script = tx.Eval(ctx, recordScript, keys, args...)
 		return nil
 	})
-	for letters < len(added) && added[letters].Val() != "" {
-		letters++
+	for done.letters < len(added) && added[done.letters].Val() != "" {
+		done.letters++
 	}
 	if err != nil {
-		return letters, 0, cause(cmds, err)
+		return done, cause(cmds, err)
 	}
-	results, err = written(done)
-	return letters, results, err
+	err = done.read(script)
+	return done, err
 }
 
-// written reads the reply of recordScript.
-func written(cmd *redis.Cmd) (results int, err error) {
-	reply, err := cmd.Slice()
+// read reads the reply of recordScript.
+func (p *progress) read(script *redis.Cmd) error {
+	reply, err := script.Slice()
 	if err != nil {
-		return 0, err //nolint:wrapcheck // the caller says what was written
+		return err //nolint:wrapcheck // the caller says what was written
 	}
-	if len(reply) > 0 {
-		n, _ := reply[0].(int64) // the script has no others
-		results = int(n)
+	if len(reply) != 2 {
+		return fmt.Errorf("the script answered %v", reply)
 	}
-	if len(reply) > 1 {
-		err = refusedBy(fmt.Sprint(reply[1]))
+	results, _ := reply[0].(int64) // the script has no others
+	p.results = int(results)
+	switch said := reply[1].(type) {
+	case int64:
+		p.acks = int(said)
+		return nil
+	default:
+		return refusedBy(fmt.Sprint(said))
 	}
-	return results, err
 }
 
 // cause returns why a transaction was discarded: Redis only says that it was.

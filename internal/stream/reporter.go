@@ -53,7 +53,8 @@ func (c *Consumer) reportAccepted(ctx context.Context) (more, ok bool) {
 		e := &f.event
 		r.results[i].Result = &scaleevent.Result{EventID: e.ID, Status: scaleevent.StatusAccepted, Type: string(e.Type), TaskID: e.TaskID, Pool: e.Pool}
 	}
-	_, n, err := c.write(ctx, r)
+	done, err := c.write(ctx, c.rdb, r)
+	n := done.results
 	c.noteReported(flights, n)
 	c.logAccepted(ctx, flights[:n])
 	switch {

@@ -70,8 +70,9 @@ type settlement struct {
 	result  scaleevent.Result
 	fields  map[string]string // of the event, if it was rejected
 
-	buried, recorded, acked bool // what is stored of it already
-	unreported              bool // that it was accepted is stored with its outcome
+	buried, recorded, acked bool   // what is stored of it already
+	where                   string // at which master, see leader
+	unreported              bool   // that it was accepted is stored with its outcome
 }
 
 // beginSettling marks events, so that they are not let go of now, and finds out which
@@ -121,7 +122,7 @@ func (s *settlement) describe() {
 // ended before; then the entries stay pending, and their events are delivered again.
 func (c *Consumer) settle(ctx context.Context, batch []settlement) bool {
 	for attempt := range backoff.Default.Attempts(ctx) {
-		err := c.tryToSettle(ctx, batch, attempt.Number > 1)
+		err := c.replicated(ctx, func(rdb redis.Cmdable) error { return c.tryToSettle(ctx, rdb, batch, attempt.Number > 1) })
 		if err == nil {
 			c.link.works("storing outcomes")
 			c.noteSettled(ctx, batch)
@@ -134,10 +135,10 @@ func (c *Consumer) settle(ctx context.Context, batch []settlement) bool {
 	return false
 }
 
-func (c *Consumer) tryToSettle(ctx context.Context, batch []settlement, again bool) error {
+func (c *Consumer) tryToSettle(ctx context.Context, rdb redis.Cmdable, batch []settlement, again bool) error {
 	if again {
 		// The try before may have succeeded, and its reply got lost.
-		if err := c.findStored(ctx, batch); err != nil {
+		if err := c.findStored(ctx, rdb, batch); err != nil {
 			return err
 		}
 	}
@@ -147,28 +148,47 @@ func (c *Consumer) tryToSettle(ctx context.Context, batch []settlement, again bo
 			continue
 		}
 		var err error
-		if s.fields, err = c.original(ctx, s.outcome.ItemID, s.flight); err != nil {
+		if s.fields, err = c.original(ctx, rdb, s.outcome.ItemID, s.flight); err != nil {
 			return err
 		}
 	}
-	return c.store(ctx, batch)
+	return c.store(ctx, rdb, batch)
 }
 
-// findStored marks what is not pending any more as stored.
-func (c *Consumer) findStored(ctx context.Context, batch []settlement) error {
+// findStored marks what is not pending any more as stored, and takes back what was marked
+// at a master that is not the one any more: this one may not know of it.
+func (c *Consumer) findStored(ctx context.Context, rdb redis.Cmdable, batch []settlement) error {
+	leader, err := c.leader(ctx, rdb)
+	if err != nil {
+		return err
+	}
 	for i := range batch {
-		s := &batch[i]
-		if s.acked {
-			continue
+		if s := &batch[i]; s.where != leader {
+			s.buried, s.recorded, s.acked, s.where = false, false, false, leader
 		}
-		pending, err := c.pending(ctx, s.outcome.ItemID)
-		if isNoGroup(err) {
-			return nil
+	}
+	group, err := c.group(ctx, rdb)
+	if errors.Is(err, errNoGroup) || isNoStream(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entries := make([]*redis.XPendingExtCmd, len(batch))
+	_, err = rdb.Pipelined(ctx, func(pipe redis.Pipeliner) error {
+		for i := range batch {
+			entries[i] = c.pending(ctx, pipe, batch[i].outcome.ItemID)
 		}
-		if err != nil {
-			return fmt.Errorf("reading whether event %s is pending: %w", s.outcome.ItemID, err)
-		}
-		if !pending {
+		return nil
+	})
+	if isNoGroup(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reading whether %d events are pending: %w", len(batch), err)
+	}
+	for i := range batch {
+		if s := &batch[i]; len(entries[i].Val()) == 0 && compareIDs(s.outcome.ItemID, group.LastDeliveredID) <= 0 {
 			s.buried, s.recorded, s.acked = true, true, true
 		}
 	}
@@ -177,8 +197,8 @@ func (c *Consumer) findStored(ctx context.Context, batch []settlement) error {
 
 // original returns the fields of an event as they were sent or, if the entry is
 // gone, as we understood them.
-func (c *Consumer) original(ctx context.Context, id string, f *flight) (map[string]string, error) {
-	entries, err := c.rdb.XRange(ctx, c.cfg.Stream, id, id).Result()
+func (c *Consumer) original(ctx context.Context, rdb redis.Cmdable, id string, f *flight) (map[string]string, error) {
+	entries, err := rdb.XRange(ctx, c.cfg.Stream, id, id).Result()
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("reading event %s: %w", id, err)
@@ -193,7 +213,7 @@ func (c *Consumer) original(ctx context.Context, id string, f *flight) (map[stri
 
 // store writes results, with the dead letters of rejected events, and acknowledges
 // the entries, in one transaction. It marks what is stored if not all is.
-func (c *Consumer) store(ctx context.Context, batch []settlement) error {
+func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlement) error {
 	r := record{results: make([]told, 0, len(batch)), acks: make([]*string, 0, len(batch))}
 	for i := range batch {
 		s := &batch[i]
@@ -210,23 +230,82 @@ func (c *Consumer) store(ctx context.Context, batch []settlement) error {
 	if len(r.acks) == 0 {
 		return nil
 	}
-	letters, results, err := c.write(ctx, r)
+	done, err := c.write(ctx, rdb, r)
+	if err == nil && done.acks < len(r.acks) {
+		err = c.acknowledgeUnread(ctx, rdb, r.acks)
+	}
 	if err == nil {
 		return nil
 	}
+	// What is not known is taken for stored nowhere.
+	leader, _ := c.leader(ctx, rdb)
 	for i := range batch {
 		s := &batch[i]
+		s.where = leader
 		if !s.buried && s.result.Status == scaleevent.StatusRejected {
-			s.buried = letters > 0
-			letters--
+			s.buried = done.letters > 0
+			done.letters--
 		}
 		if !s.recorded {
-			s.recorded = results > 0
-			results--
+			s.recorded = done.results > 0
+			done.results--
 		}
 	}
 	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
 }
+
+// acknowledgeUnread acknowledges entries of which some were not pending. That may be
+// because this Redis has not given them to the group yet: it became the master, and had
+// not heard that the one before did. They are read, or the group would get them again.
+func (c *Consumer) acknowledgeUnread(ctx context.Context, rdb redis.Cmdable, ids []*string) error {
+	last := ""
+	for _, id := range ids {
+		if last == "" || compareIDs(*id, last) > 0 {
+			last = *id
+		}
+	}
+	for n := 1; n > 0; {
+		var err error
+		n, err = rdb.Eval(ctx, readScript, []string{c.cfg.Stream}, c.cfg.Group, c.cfg.Consumer, last, page).Int()
+		if isNoGroup(err) {
+			return nil // it is made again from where we had got to
+		}
+		if err != nil {
+			return fmt.Errorf("reading what a new master has not given to the group yet: %w", err)
+		}
+		if n > 0 {
+			c.requestReplay() // for those among them that are not in flight
+		}
+	}
+	// The reader may have been quicker, so this is needed also if nothing was read here.
+	args := make([]string, len(ids))
+	for i, id := range ids {
+		args[i] = *id
+	}
+	if err := rdb.XAck(ctx, c.cfg.Stream, c.cfg.Group, args...).Err(); err != nil {
+		return fmt.Errorf("acknowledging events at a new master: %w", err)
+	}
+	return nil
+}
+
+// readScript gives a consumer those of the next entries that are not behind an ID, and
+// returns how many.
+const readScript = `
+local last
+for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+	local of = {}
+	for i = 1, #group, 2 do of[group[i]] = group[i + 1] end
+	if of['name'] == ARGV[1] then last = of['last-delivered-id'] end
+end
+if not last then
+	return redis.error_reply('NOGROUP ' .. ARGV[1])
+end
+local n = #redis.call('XRANGE', KEYS[1], '(' .. last, ARGV[3], 'COUNT', ARGV[4])
+if n > 0 then
+	redis.call('XREADGROUP', 'GROUP', ARGV[1], ARGV[2], 'COUNT', n, 'STREAMS', KEYS[1], '>')
+end
+return n
+`
 
 // ReportWorkerEnd stores how a worker ended, for the producer of its event, unless
 // that end is stored already.
@@ -312,7 +391,7 @@ func (c *Consumer) reject(ctx context.Context, id string, fields map[string]stri
 		batch[0].buried, batch[0].recorded = before.buried, before.recorded
 	}
 	c.mu.Unlock()
-	err := c.store(ctx, batch)
+	err := c.store(ctx, c.rdb, batch)
 	c.mu.Lock()
 	if err != nil && (batch[0].buried || batch[0].recorded) {
 		c.halfRejected[id] = batch[0]

@@ -31,7 +31,7 @@ import (
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
-// Config says what to read, as whom, and where results go. All fields but Owner are required.
+// Config says what to read, as whom, and where results go. All fields but Owner and Replication are required.
 type Config struct {
 	// Stream is the key that events are read from.
 	Stream string
@@ -61,6 +61,8 @@ type Config struct {
 	MaxEventBytes int
 	// ResultsMaxLen is how many results are kept, roughly.
 	ResultsMaxLen int64
+	// Replication is whom an outcome waits for. The zero value trusts the master alone.
+	Replication Replication
 	// DrainTimeout is how long Run waits for outcomes after it was told to stop.
 	DrainTimeout time.Duration
 }
@@ -118,6 +120,7 @@ type Consumer struct {
 	// paused is what we last knew of a pause; pauseChecked is when, in Unix nanoseconds.
 	paused       atomic.Bool
 	pauseChecked atomic.Int64
+	following    following
 	// own is where the reader goes on in our own pending entries: empty when it has
 	// read them all. Only the reader uses it.
 	own string

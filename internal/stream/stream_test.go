@@ -1064,7 +1064,7 @@ func checkRights(t *testing.T, w *world) {
 	gone.stop()
 
 	w.user, w.server.Password = "ottoscaler", "secret"
-	m := w.join("a", reclaimAfter(time.Second), owner(jinwoo))
+	m := w.join("a", reclaimAfter(time.Second), owner(jinwoo), replication(1, time.Second))
 	m.SetForget(time.Second)
 	seen := m.run().finishAll(4)
 	bad, good := w.send("type", "explode"), w.up("t")

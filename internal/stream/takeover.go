@@ -204,7 +204,7 @@ func (c *Consumer) reportTrimmed(ctx context.Context, ids []string) error {
 		if c.look(id) != nil {
 			continue // its event is in flight, and its outcome will be stored
 		}
-		pending, err := c.pending(ctx, id)
+		pending, err := c.pending(ctx, c.rdb, id).Result()
 		if err != nil {
 			return fmt.Errorf("reading whether entry %s is pending: %w", id, err)
 		}
@@ -212,7 +212,7 @@ func (c *Consumer) reportTrimmed(ctx context.Context, ids []string) error {
 		if err != nil {
 			return fmt.Errorf("reading entry %s: %w", id, err)
 		}
-		if pending || len(entries) > 0 {
+		if len(pending) > 0 || len(entries) > 0 {
 			continue // someone has it, or had it
 		}
 		_, trimmed := c.parse(id, nil)
@@ -283,6 +283,13 @@ func (c *Consumer) settledElsewhere(ctx context.Context, id string) (bool, error
 	there, err := c.rdb.XRange(ctx, c.cfg.Stream, id, id).Result()
 	if err != nil {
 		return false, fmt.Errorf("reading event %s: %w", id, err)
+	}
+	group, err := c.group(ctx, c.rdb)
+	if err != nil {
+		return false, err
+	}
+	if compareIDs(id, group.LastDeliveredID) > 0 {
+		return false, nil // a new master has not given it to the group yet
 	}
 	// It may have been settled here just now.
 	return len(there) > 0 && c.look(id) != nil && !c.isSettling(id), nil

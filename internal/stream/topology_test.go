@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"testing"
+	"time"
 
 	goredis "github.com/redis/go-redis/v9"
 
@@ -117,7 +118,7 @@ func TestAClusterIsReadAlsoWhileItsSlotsMove(t *testing.T) {
 	password := cluster.Nodes[0].Password
 	w := at(t, cluster.Nodes[0], stream.Server{Addrs: cluster.Addrs()[:2], Cluster: true, Password: password})
 	w.events, w.results, w.dead = "{otto}:events", "{otto}:results", "{otto}:dead"
-	m := w.join("a").run()
+	m := w.join("a", replication(1, time.Minute)).run()
 	seen := m.finishAll(8)
 	good, bad := w.up("t"), w.send("type", "explode")
 	eventually(t, "both results", func() bool { return w.settled() == 2 })

@@ -169,13 +169,20 @@ func (in *arena) produce(ctx context.Context, every time.Duration) {
 func (in *arena) send(ctx context.Context, task string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	p := in.Redis.Pipeline()
+	master, err := in.Master(ctx)
+	if err != nil {
+		return "", fmt.Errorf("adding an event: %w", err)
+	}
+	p := master.Pipeline()
 	added := p.XAdd(ctx, &goredis.XAddArgs{Stream: in.Events, Values: []string{"type", "scale_up", "task_id", task}})
 	var replicas *goredis.Cmd
-	if in.Watched != nil {
+	if in.Watched != nil || in.Replica != nil {
 		replicas = p.Do(ctx, "WAIT", 1, 1000)
 	}
 	if _, err := p.Exec(ctx); err != nil {
+		if cluster, ok := in.Redis.(*goredis.ClusterClient); ok {
+			cluster.ReloadState(ctx) // it has not seen the error
+		}
 		return "", fmt.Errorf("adding an event: %w", err)
 	}
 	if replicas != nil {
@@ -428,11 +435,12 @@ var intakeFaults = []struct {
 		err := in.Redis.ConfigSet(ctx, "maxmemory", "1").Err()
 		return errors.Join(err, sleep(ctx, time.Second), in.Redis.ConfigSet(ctx, "maxmemory", "0").Err())
 	})},
-	{"intake: master killed, failover by a sentinel", disrupt(watched, 3, 1, failOver)},
+	{"intake: master killed, failover by a sentinel", disrupt(watched, 20, 1, failOver)},
 	{"intake: slot moves to another node of a cluster", disrupt(clustered, 10, 2, func(ctx context.Context, in *arena) error {
 		_, err := in.Cluster.Move(ctx, in.Events)
 		return err
 	})},
+	{"intake: node of a cluster killed, its replica takes over", disrupt(replicated, 5, 1, takeOver)},
 }
 
 // forgetful is a server that keeps nothing on disk.
@@ -469,21 +477,40 @@ func clustered(ctx context.Context) (*intake.Ground, error) {
 	return intake.Cluster(ctx, redis.Options{AppendOnly: true, Output: os.Stderr})
 }
 
+func replicated(ctx context.Context) (*intake.Ground, error) {
+	return intake.ReplicatedCluster(ctx, redis.Options{AppendOnly: true, Output: os.Stderr})
+}
+
 // failOver kills the master and waits until there is another. Then the killed one
 // returns as its replica, for the next time.
 func failOver(ctx context.Context, in *arena) error {
 	master, replica := in.Watched.Master, in.Watched.Replica
-	if err := master.Kill(); err != nil {
+	if err := errors.Join(master.Kill(), awaitMaster(ctx, replica)); err != nil {
 		return err
-	}
-	for range (backoff.Policy{Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
-		client := replica.Client()
-		role, err := client.Info(ctx, "replication").Result()
-		_ = client.Close() // it only asked
-		if err == nil && strings.Contains(role, "role:master") {
-			break
-		}
 	}
 	in.Watched.Master, in.Watched.Replica = replica, master
 	return master.RestartAs(ctx, fmt.Sprintf("replicaof %s %d", replica.Host, replica.Port))
+}
+
+// takeOver is failOver in a cluster, which makes the killed node a replica by itself.
+func takeOver(ctx context.Context, in *arena) error {
+	owner, replica := in.Owner, in.Replica
+	if err := errors.Join(owner.Kill(), awaitMaster(ctx, replica)); err != nil {
+		return err
+	}
+	in.Owner, in.Replica = replica, owner
+	return owner.Restart(ctx)
+}
+
+// awaitMaster waits until a replica is a master.
+func awaitMaster(ctx context.Context, replica *redis.Server) error {
+	client := replica.Client()
+	defer client.Close() //nolint:errcheck // it only asks
+	for range (backoff.Policy{Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
+		role, err := client.Info(ctx, "replication").Result()
+		if err == nil && strings.Contains(role, "role:master") {
+			return nil
+		}
+	}
+	return fmt.Errorf("waiting for the replica to be the master: %w", ctx.Err())
 }

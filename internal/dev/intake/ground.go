@@ -26,6 +26,9 @@ type Ground struct {
 	Proxy   *redis.Proxy // before Server, perhaps
 	Watched *redis.Watched
 	Cluster *redis.Cluster
+	// Owner is the node of the cluster that has the keys, and Replica its replica, if it
+	// was given one.
+	Owner, Replica *redis.Server
 
 	variables []string
 	stop      func() error
@@ -78,6 +81,26 @@ func Cluster(ctx context.Context, opts redis.Options) (*Ground, error) {
 	}
 	g := &Ground{Cluster: c, stop: c.Stop, Where: stream.Server{Addrs: c.Addrs(), Cluster: true, Password: c.Nodes[0].Password}}
 	return g.ready("{otto}", "REDIS_CLUSTER=true"), nil
+}
+
+// ReplicatedCluster is Cluster with a replica of the node that has the keys.
+func ReplicatedCluster(ctx context.Context, opts redis.Options) (*Ground, error) {
+	g, err := Cluster(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if g.Owner, g.Replica, err = g.Cluster.Replicate(ctx, g.Events); err != nil {
+		return nil, errors.Join(err, g.Close())
+	}
+	return g, nil
+}
+
+// Master returns a client of the server that has the keys now.
+func (g *Ground) Master(ctx context.Context) (*goredis.Client, error) {
+	if cluster, ok := g.Redis.(*goredis.ClusterClient); ok {
+		return cluster.MasterForKey(ctx, g.Events) //nolint:wrapcheck // it names the key
+	}
+	return g.Redis.(*goredis.Client), nil
 }
 
 // ready names the keys, and connects.

@@ -15,10 +15,13 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/backoff"
 )
 
-// Cluster is a Redis Cluster of masters without replicas.
+// Cluster is a Redis Cluster of masters, without replicas at first.
 type Cluster struct {
 	// Nodes of it. All have one password.
 	Nodes []*Server
+
+	opts     Options // of a node
+	replicas []*Server
 
 	clients []*redis.Client // of each node
 	names   []string        // that nodes have among themselves
@@ -36,16 +39,9 @@ func StartCluster(ctx context.Context, nodes int, opts Options) (c *Cluster, err
 		}
 	}()
 	opts.Password = rand.Text()
-	config := opts.Config
+	c.opts = opts
 	for i := range nodes {
-		bus, err := freePort(ctx, []string{"127.0.0.1"})
-		if err != nil {
-			return c, err
-		}
-		opts.Config = append([]string{
-			"masterauth " + opts.Password, "cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-node-timeout 2000", "cluster-port " + strconv.Itoa(bus),
-		}, config...)
-		node, err := Start(ctx, opts)
+		node, bus, err := c.start(ctx)
 		if err != nil {
 			return c, err
 		}
@@ -71,6 +67,61 @@ func StartCluster(ctx context.Context, nodes int, opts Options) (c *Cluster, err
 		}
 	}
 	return c, fmt.Errorf("waiting for a cluster: %w", ctx.Err())
+}
+
+// start starts a server that is of no cluster yet, and returns the port by which others
+// of one talk to it.
+func (c *Cluster) start(ctx context.Context) (node *Server, bus int, err error) {
+	if bus, err = freePort(ctx, []string{"127.0.0.1"}); err != nil {
+		return nil, 0, err
+	}
+	opts := c.opts
+	opts.Config = append([]string{
+		"masterauth " + opts.Password, "cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-node-timeout 2000", "cluster-port " + strconv.Itoa(bus),
+		"repl-diskless-sync-delay 0",
+	}, opts.Config...)
+	node, err = Start(ctx, opts)
+	return node, bus, err
+}
+
+// Replicate gives the node that has a key a replica, which takes over when that node is
+// gone, and waits until the replica has all of it.
+func (c *Cluster) Replicate(ctx context.Context, key string) (master, replica *Server, err error) {
+	slot, err := c.clients[0].ClusterKeySlot(ctx, key).Result()
+	if err != nil {
+		return nil, nil, fmt.Errorf("looking for the slot of key %s: %w", key, err)
+	}
+	owner, err := c.owner(ctx, int(slot))
+	if err != nil {
+		return nil, nil, err
+	}
+	replica, bus, err := c.start(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.replicas = append(c.replicas, replica)
+	client := replica.Client()
+	defer client.Close() //nolint:errcheck // it only asked
+	if err := c.clients[0].Do(ctx, "CLUSTER", "MEET", replica.Host, replica.Port, bus).Err(); err != nil {
+		return nil, nil, fmt.Errorf("introducing a replica: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	told := false
+	for range (backoff.Policy{Initial: 20 * time.Millisecond, Max: 200 * time.Millisecond}).Attempts(ctx) {
+		if !told {
+			if err = client.ClusterReplicate(ctx, c.names[owner]).Err(); err != nil {
+				continue // it does not know that node yet
+			}
+			told = true
+		}
+		info, err := client.Info(ctx, "replication").Result()
+		nodes, nerr := c.clients[owner].ClusterNodes(ctx).Result()
+		if err == nil && nerr == nil && strings.Contains(info, "master_link_status:up") && strings.Contains(nodes, "slave "+c.names[owner]) {
+			return c.Nodes[owner], replica, nil
+		}
+	}
+	return nil, nil, fmt.Errorf("waiting for a replica of node %d: %w", owner, errors.Join(err, ctx.Err()))
 }
 
 func (c *Cluster) whole(ctx context.Context) bool {
@@ -159,7 +210,7 @@ func (c *Cluster) Stop() error {
 	for _, client := range c.clients {
 		errs = append(errs, client.Close())
 	}
-	for _, node := range c.Nodes {
+	for _, node := range slices.Concat(c.Nodes, c.replicas) {
 		errs = append(errs, node.Stop())
 	}
 	return errors.Join(errs...)

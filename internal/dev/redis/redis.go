@@ -143,6 +143,20 @@ func (s *Server) Client() *redis.Client {
 // Kill ends the server as a crash would. What it wrote stays in its folder.
 func (s *Server) Kill() error { return s.end(0) }
 
+// Freeze stops the server's process where it is, as SIGSTOP does, until [Server.Thaw].
+// Its connections stay, and nothing answers. It must not be detached.
+func (s *Server) Freeze() error { return s.signal(syscall.SIGSTOP) }
+
+// Thaw lets a frozen server go on.
+func (s *Server) Thaw() error { return s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig syscall.Signal) error {
+	if err := s.child.cmd.Process.Signal(sig); err != nil {
+		return fmt.Errorf("sending %v to redis-server: %w", sig, err)
+	}
+	return nil
+}
+
 // Restart ends the server, if it runs, in good order and starts it again on the
 // same port. It only remembers what it held if AppendOnly was given.
 func (s *Server) Restart(ctx context.Context) error {
