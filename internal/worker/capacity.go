@@ -49,6 +49,8 @@ type placed struct {
 	ours bool
 	// writing says that this write is under way.
 	writing bool
+	// again says that a creation before this one had no answer.
+	again bool
 	// failed says that it was to take the gate off and did not.
 	failed bool
 	// since is when the write began.
@@ -153,7 +155,7 @@ func (c *capacity) reserve(name string, s scope) (wait string, err error) {
 	defer c.mu.Unlock()
 	limits := c.limits()
 	if was := c.workers[name]; was != nil {
-		was.writing = true
+		was.writing, was.again = true, true
 		if was.gated {
 			return cmp.Or(c.full(limits, s, true), "it waited before"), nil
 		}
@@ -212,8 +214,8 @@ func (c *capacity) created(p *corev1.Pod) {
 }
 
 // failed takes over that a create failed. If it is not certain that nothing was
-// created, the place stays taken.
-func (c *capacity) failed(name string, certain bool) {
+// created, the place stays taken: a refusal says nothing of an earlier try.
+func (c *capacity) failed(name string, refused bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	was := c.workers[name]
@@ -221,7 +223,16 @@ func (c *capacity) failed(name string, certain bool) {
 		return
 	}
 	was.writing = false
-	if certain {
+	if refused && !was.again {
+		c.put(name, nil)
+	}
+}
+
+// conflicts takes over that another pod has the name of a worker, which is not there then.
+func (c *capacity) conflicts(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if was := c.workers[name]; was != nil && was.uid == "" {
 		c.put(name, nil)
 	}
 }

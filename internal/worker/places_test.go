@@ -50,3 +50,42 @@ func TestALateAnswerToACreateGivesNoPlaceBack(t *testing.T) {
 		t.Errorf("the third does not wait: %v", err)
 	}
 }
+
+// The API server may still be at work on a create whose answer was lost. That it refuses
+// another one, because a quota is used up, says nothing of the first.
+func TestARefusalDoesNotTellWhatBecameOfAnEarlierCreate(t *testing.T) {
+	pools := &Pools{byName: map[string]*Pool{"default": {Name: "default"}}}
+	c := newCapacity(func() *Pools { return pools })
+	s := scope{pool: "default", task: "t"}
+	reserve := func() {
+		t.Helper()
+		if wait, err := c.reserve("w", s); wait != "" || err != nil {
+			t.Fatalf("it waits: %q, %v", wait, err)
+		}
+	}
+	reserve()
+	c.failed("w", true)
+	if c.uncertain(s) {
+		t.Error("a refused create leaves a doubt")
+	}
+	reserve()
+	c.failed("w", false)
+	for range 2 {
+		reserve()
+		c.failed("w", true)
+		if !c.uncertain(s) || c.taken[s] != 1 {
+			t.Error("the doubt is gone")
+		}
+	}
+	c.resolve("w", nil)
+	if c.uncertain(s) || c.taken[s] != 0 {
+		t.Error("the API server has none, and the doubt stays")
+	}
+	reserve()
+	c.failed("w", false)
+	reserve()
+	c.conflicts("w")
+	if c.uncertain(s) {
+		t.Error("another pod has the name, and the doubt stays")
+	}
+}

@@ -343,7 +343,7 @@ func (a *action) createOne(ctx context.Context, b *builder, index int) (*corev1.
 	if ours(p, a.cluster.instance) {
 		a.capacity.created(p)
 	} else {
-		a.capacity.failed(worker.Name, true)
+		a.capacity.conflicts(worker.Name)
 	}
 	switch owner := p.Annotations[pod.AnnotationEventID]; {
 	case ours(p, a.cluster.instance) && owner == e.ID:
