@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -66,7 +67,8 @@ func WithGate() Option {
 }
 
 // Memory is a [Queue] in this process' memory. No operation takes longer when it
-// holds more items.
+// holds more items, but for the lease of an item that comes back, with which those
+// behind it are told.
 //
 // It holds every item from its first Offer to its Settle. An item that ended
 // while nobody listened stays for as long as its producer does not offer it
@@ -100,17 +102,17 @@ type Memory[T any] struct {
 type entry[T any] struct {
 	item     Item[T]
 	producer *producer[T] // the newest that offered it
-	lane     *lane[T]     // nil without ordering key
+	lane     *lane[T]     // nil without ordering key, and once it has ended and gives nothing
 	offered  time.Time
 	attempts int
 	lost     int // leases in a row that ended without a verdict
 	state    state
-	// cancelled says that a later item of its lane cancels it, and told that a lease
-	// has said so.
-	cancelled, told bool
+	// joined is how many items that take had come to its lane before it, itself
+	// included, and told how many had when those behind it were last told.
+	joined, told int
 
 	inOpen  *list.Element // set until it has ended
-	inLane  *list.Element // set until it has ended, if it has a lane
+	inLane  *list.Element // set while it is in its lane
 	inReady *list.Element // set while it is ready
 
 	rest    *time.Timer  // set while it rests
@@ -129,11 +131,12 @@ const (
 	ended
 )
 
-// lane is an ordering key. The item at its front is the one that is ready,
-// leased or resting; all others wait.
+// lane is an ordering key. The item at its front is the one that is ready, leased
+// or resting, or has ended and gives something that is not settled yet; all others wait.
 type lane[T any] struct {
 	key   string
 	items *list.List // of *entry[T]
+	takes int        // how many items that take have come
 }
 
 type lease[T any] struct {
@@ -193,6 +196,12 @@ func (m *Memory[T]) Losses(id string) int {
 		return e.lost
 	}
 	return 0
+}
+
+// Ended reports whether the queue has an outcome of an item that is not settled yet.
+func (m *Memory[T]) Ended(id string) bool {
+	known, isOpen := m.lookUp(id)
+	return known && !isOpen
 }
 
 // Forget takes items out of the queue that are left to somebody else. It is not
@@ -389,10 +398,16 @@ func (m *Memory[T]) add(p *producer[T], item *Item[T]) {
 		}
 		e.lane = l
 		e.inLane = l.items.PushBack(e)
+		if item.Takes {
+			l.takes++
+		}
+		e.joined, e.told = l.takes, l.takes
 		if l.items.Len() > 1 {
 			e.state = waiting
-			if item.Cancels {
-				m.cancelBefore(e)
+			if first := l.items.Front().Value.(*entry[T]); item.Takes && first.state == resting {
+				first.rest.Stop()
+				first.rest = nil
+				m.makeReady(first)
 			}
 			return
 		}
@@ -400,18 +415,22 @@ func (m *Memory[T]) add(p *producer[T], item *Item[T]) {
 	m.makeReady(e)
 }
 
-// cancelBefore cancels all items of a lane that are before one, and wakes the
-// front one if it rests.
-func (m *Memory[T]) cancelBefore(e *entry[T]) {
-	for at := e.inLane.Prev(); at != nil; at = at.Prev() {
-		earlier := at.Value.(*entry[T])
-		earlier.cancelled = true
-		if earlier.state == resting {
-			earlier.rest.Stop()
-			earlier.rest = nil
-			m.makeReady(earlier)
+// maxBehind bounds how many items are told of those behind one: as many as a consumer
+// of the stream has in flight.
+const maxBehind = 4096
+
+// behind returns the items behind one in its lane, up to the last one that takes.
+func (e *entry[T]) behind() []Item[T] {
+	var items []Item[T]
+	n := 0
+	for at := e.inLane.Next(); at != nil && len(items) < maxBehind; at = at.Next() {
+		item := at.Value.(*entry[T]).item
+		items = append(items, item)
+		if item.Takes {
+			n = len(items)
 		}
 	}
+	return items[:n]
 }
 
 func (m *Memory[T]) makeReady(e *entry[T]) {
@@ -471,8 +490,13 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 	e.state = leased
 	e.lease = l
 	m.leased++
-	e.told = e.told || e.cancelled
-	return Delivery[T]{Item: e.item, Lease: l.id, Attempt: e.attempts, Cancelled: e.cancelled, Lost: l.lost}
+	d := Delivery[T]{Item: e.item, Lease: l.id, Attempt: e.attempts, Lost: l.lost}
+	// Most items are carried out at once, and need not know.
+	if e.attempts > 1 && e.lane != nil && e.lane.takes > e.joined {
+		d.Behind = e.behind()
+		e.told = e.lane.takes
+	}
+	return d
 }
 
 // endLease takes the item away from its subscriber.
@@ -533,7 +557,7 @@ func (m *Memory[T]) resolve(l *lease[T], v Verdict) {
 }
 
 func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
-	if after <= 0 || e.cancelled && !e.told {
+	if after <= 0 || e.lane != nil && e.told < e.lane.takes {
 		m.makeReady(e)
 		return
 	}
@@ -553,9 +577,13 @@ func (m *Memory[T]) retry(e *entry[T], after time.Duration) {
 	e.rest = rest
 }
 
-// end gives the item its outcome and lets the next of its lane go.
+// end gives the item its outcome and lets the next of its lane go, unless it gives
+// something: then its settlement does that.
 func (m *Memory[T]) end(e *entry[T], v Verdict) {
 	m.leave(e)
+	if len(v.Gives) == 0 {
+		m.leaveLane(e)
+	}
 	e.outcome = Outcome{
 		ItemID:   e.item.ID,
 		Status:   v.Status,
@@ -563,6 +591,7 @@ func (m *Memory[T]) end(e *entry[T], v Verdict) {
 		Message:  v.Message,
 		Attempts: e.attempts,
 		Details:  v.Details,
+		Gives:    v.Gives,
 	}
 	var zero T
 	e.item.Value = zero // the producer knows it, and nobody else will ask
@@ -582,6 +611,10 @@ func (m *Memory[T]) leave(e *entry[T]) {
 		e.rest.Stop()
 		e.rest = nil
 	}
+}
+
+// leaveLane lets the next of an item's lane go, if it has one.
+func (m *Memory[T]) leaveLane(e *entry[T]) {
 	l := e.lane
 	if l == nil {
 		return
@@ -606,12 +639,33 @@ func (m *Memory[T]) settle(ids ...string) {
 			a.settled = true
 			a.wake()
 		}
+		m.give(id)
 		if m.forget(id) {
 			m.metrics.settled.Inc()
 		}
 	}
 	m.dispatch()
 	m.creditMayHaveChanged()
+}
+
+// give hands what an item gives to those that it names.
+func (m *Memory[T]) give(id string) {
+	from, ok := m.items[id]
+	if !ok {
+		return
+	}
+	for to, n := range from.outcome.Gives {
+		e, ok := m.items[to]
+		if !ok {
+			continue // its producer has the record
+		}
+		given := maps.Clone(e.item.Given) // others may be reading it
+		if given == nil {
+			given = make(map[string]int, 1)
+		}
+		given[id] = n
+		e.item.Given = given
+	}
 }
 
 // forget removes an item. It returns false if there is none.
@@ -622,6 +676,7 @@ func (m *Memory[T]) forget(id string) bool {
 	}
 	delete(m.items, id)
 	if e.state == ended {
+		m.leaveLane(e)
 		return true
 	}
 	// Its producer knows of an outcome that we do not, or that somebody else has it.
@@ -629,6 +684,7 @@ func (m *Memory[T]) forget(id string) bool {
 		m.loseOne(e.lease, "settled")
 	}
 	m.leave(e)
+	m.leaveLane(e)
 	return true
 }
 

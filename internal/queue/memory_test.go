@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -419,10 +420,11 @@ func TestMetricsTellTheQueuesState(t *testing.T) {
 // Whatever producers and subscribers do: items of one key are leased one at a
 // time and end in the order of their offers, attempts grow by one, credit is what the
 // state says, and every item that was offered ends once, or once more after a restart
-// that came before it was settled.
+// that came before it was settled. What an item gives is settled before the next of
+// its key is leased, and is not lost by a restart.
 func TestNoSequenceOfCallsBreaksOrderOrLosesAnItem(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := &model{q: queue.NewMemory[string](), ended: map[string]bool{}, settled: map[string]bool{}, attempts: map[string]int{}, order: map[string][]string{}}
+		m := &model{q: queue.NewMemory[string](), ended: map[string]bool{}, settled: map[string]bool{}, attempts: map[string]int{}, order: map[string][]string{}, gives: map[string]map[string]int{}, given: map[string]map[string]int{}, resting: map[string]bool{}}
 		m.reopen(t)
 		m.resubscribe(t)
 		defer func() { _ = m.producer.Close(); _ = m.sub.Close() }()
@@ -451,16 +453,26 @@ type model struct {
 	order    map[string][]string // key → items without end, in the order of their offers
 	ended    map[string]bool
 	settled  map[string]bool
+	gives    map[string]map[string]int // by items that have ended and are not settled
+	given    map[string]map[string]int // the producer's record: to items, by those that are settled
+	resting  map[string]bool           // keys whose first item rests
 }
 
 func (m *model) offer(t *rapid.T) {
 	key := rapid.SampledFrom([]string{"", "a", "b", "c"}).Draw(t, "key")
-	item := queue.Item[string]{ID: fmt.Sprintf("%s%d", key, len(m.offered)), Key: key}
+	m.add(t, key, rapid.Bool().Draw(t, "takes"))
+}
+
+func (m *model) add(t *rapid.T, key string, takes bool) {
+	item := queue.Item[string]{ID: fmt.Sprintf("%s%d", key, len(m.offered)), Key: key, Takes: takes}
 	if err := m.producer.Offer(context.Background(), item); err != nil {
 		t.Fatalf("offering: %v", err)
 	}
 	m.offered = append(m.offered, item)
 	m.order[key] = append(m.order[key], item.ID)
+	if takes {
+		delete(m.resting, key)
+	}
 }
 
 func (m *model) offerAgain(t *rapid.T) {
@@ -501,6 +513,15 @@ func (m *model) take(t *rapid.T) {
 	if d.Key != "" && m.order[d.Key][0] != d.ID {
 		t.Fatalf("%s was leased before %s", d.ID, m.order[d.Key][0])
 	}
+	for id := range m.gives {
+		if d.Key != "" && m.find(id).Key == d.Key {
+			t.Fatalf("%s was leased before it was settled what %s gives", d.ID, id)
+		}
+	}
+	if !maps.Equal(d.Given, m.given[d.ID]) {
+		t.Fatalf("%s was given %v, want %v", d.ID, d.Given, m.given[d.ID])
+	}
+	m.checkBehind(t, d)
 	for _, other := range m.leases {
 		if d.ID == other.ID || d.Key != "" && d.Key == other.Key {
 			t.Fatalf("%s was leased beside %s", d.ID, other.ID)
@@ -509,12 +530,46 @@ func (m *model) take(t *rapid.T) {
 	m.leases = append(m.leases, d)
 }
 
+func (m *model) find(id string) queue.Item[string] {
+	return m.offered[slices.IndexFunc(m.offered, func(item queue.Item[string]) bool { return item.ID == id })]
+}
+
+// checkBehind checks what a delivery tells of those behind it.
+func (m *model) checkBehind(t *rapid.T, d queue.Delivery[string]) {
+	var want []string
+	n := 0
+	if d.Key != "" && d.Attempt > 1 {
+		for _, id := range m.order[d.Key][1:] {
+			want = append(want, id)
+			if m.find(id).Takes {
+				n = len(want)
+			}
+		}
+	}
+	if !slices.Equal(idsOf(d.Behind), want[:n]) {
+		t.Fatalf("behind %s are %v, want %v", d.ID, idsOf(d.Behind), want[:n])
+	}
+	for _, item := range d.Behind {
+		if !maps.Equal(item.Given, m.given[item.ID]) {
+			t.Fatalf("%s behind %s was given %v, want %v", item.ID, d.ID, item.Given, m.given[item.ID])
+		}
+	}
+}
+
 func (m *model) resolve(t *rapid.T) {
 	if len(m.leases) == 0 {
 		t.Skip("nothing is leased")
 	}
 	i := rapid.IntRange(0, len(m.leases)-1).Draw(t, "lease")
 	v := rapid.SampledFrom([]queue.Verdict{queue.Finish("", nil), queue.Reject("bad", "", nil), queue.RetryAfter(0, "")}).Draw(t, "verdict")
+	if v.Status == 0 && m.leases[i].Key != "" && rapid.Bool().Draw(t, "rests") {
+		v.After = time.Hour
+	}
+	if v.Status == queue.Done && m.leases[i].Key != "" && rapid.Bool().Draw(t, "gives") {
+		if behind := m.order[m.leases[i].Key][1:]; len(behind) > 0 {
+			v.Gives = map[string]int{rapid.SampledFrom(behind).Draw(t, "to"): rapid.IntRange(1, 3).Draw(t, "how much")}
+		}
+	}
 	m.decide(t, i, v)
 }
 
@@ -527,6 +582,13 @@ func (m *model) decide(t *rapid.T, i int, v queue.Verdict) {
 	if v.Status != 0 {
 		m.ended[d.ID] = true
 		m.order[d.Key] = slices.DeleteFunc(m.order[d.Key], func(id string) bool { return id == d.ID })
+		if len(v.Gives) > 0 {
+			m.gives[d.ID] = v.Gives
+		}
+	}
+	if v.After > 0 { // and it has been told of all that take
+		told := idsOf(d.Behind)
+		m.resting[d.Key] = !slices.ContainsFunc(m.order[d.Key][1:], func(id string) bool { return m.find(id).Takes && !slices.Contains(told, id) })
 	}
 }
 
@@ -541,6 +603,16 @@ func (m *model) hear(t *rapid.T) {
 	if !m.ended[o.ItemID] || o.Attempts != m.attempts[o.ItemID] {
 		t.Fatalf("outcome %+v of an item with %d attempts that ended: %t", o, m.attempts[o.ItemID], m.ended[o.ItemID])
 	}
+	if !maps.Equal(o.Gives, m.gives[o.ItemID]) {
+		t.Fatalf("outcome %+v, which should give %v", o, m.gives[o.ItemID])
+	}
+	for to, n := range o.Gives {
+		if m.given[to] == nil {
+			m.given[to] = map[string]int{}
+		}
+		m.given[to][o.ItemID] = n
+	}
+	delete(m.gives, o.ItemID)
 	if err := m.producer.Settle(context.Background(), o.ItemID); err != nil {
 		t.Fatalf("settling: %v", err)
 	}
@@ -562,6 +634,7 @@ func (m *model) reopen(t *rapid.T) {
 		if m.ended[item.ID] {
 			continue // its outcome waits: drain offers it again
 		}
+		item.Given = maps.Clone(m.given[item.ID])
 		if err := m.producer.Offer(context.Background(), item); err != nil {
 			t.Fatalf("offering again: %v", err)
 		}
@@ -573,6 +646,7 @@ func (m *model) reopen(t *rapid.T) {
 func (m *model) restart(t *rapid.T) {
 	m.q, m.producer, m.sub, m.leases = queue.NewMemory[string](), nil, nil, nil
 	m.attempts, m.order, m.ended = map[string]int{}, map[string][]string{}, map[string]bool{}
+	m.gives, m.resting = map[string]map[string]int{}, map[string]bool{}
 	for id := range m.settled {
 		m.ended[id] = true
 	}
@@ -608,6 +682,24 @@ func (m *model) check(t *rapid.T) {
 		got.Credits != max(0, min(modelCredits-got.Ready-got.Leased, 16*modelCredits-open)) {
 		t.Fatalf("statistics are %+v with %d open, %d leased, %d unsettled", got, open, len(m.leases), len(m.ended)-len(m.settled))
 	}
+	if want := m.ready(); got.Ready != want {
+		t.Fatalf("%d are ready, want %d", got.Ready, want)
+	}
+}
+
+// ready returns how many items could be leased.
+func (m *model) ready() int {
+	n := len(m.order[""]) // those without a key
+	held := map[string]bool{}
+	for id := range m.gives {
+		held[m.find(id).Key] = true
+	}
+	for key, ids := range m.order {
+		if key != "" && len(ids) > 0 && !held[key] && !m.resting[key] {
+			n++
+		}
+	}
+	return n - len(m.leases)
 }
 
 // drain brings everything to its end.
@@ -617,9 +709,28 @@ func (m *model) drain(t *rapid.T) {
 			m.take(t)
 		} else if len(m.leases) > 0 {
 			m.decide(t, 0, queue.Finish("", nil))
+		} else if len(m.gives) > 0 {
+			for id := range m.gives {
+				if err := m.producer.Offer(context.Background(), m.find(id)); err != nil {
+					t.Fatalf("offering again: %v", err)
+				}
+			}
+			m.hear(t)
+		} else if key := m.rests(); key != "" {
+			m.add(t, key, true)
 		} else {
 			t.Fatalf("%d items of %d ended, and nothing can be leased: %+v", len(m.ended), len(m.offered), stats)
 		}
 		m.check(t)
 	}
+}
+
+// rests returns a key whose first item rests, or "".
+func (m *model) rests() string {
+	for key, rests := range m.resting {
+		if rests {
+			return key
+		}
+	}
+	return ""
 }

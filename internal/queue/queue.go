@@ -173,9 +173,13 @@ type Item[T any] struct {
 	Key string
 	// Traceparent is the W3C trace context of the item, or empty.
 	Traceparent string
-	// Cancels says that with this item, what waits before it in its key need not be
-	// carried out: see [Delivery.Cancelled]. The order stays.
-	Cancels bool
+	// Takes says that this item may take from what those before it in its key have not
+	// done yet: see [Delivery.Behind]. The order stays.
+	Takes bool
+	// Given is what earlier items of the key have left to this one, by their IDs. The
+	// producer offers what its record tells, and the queue adds what has been settled
+	// since; see [Verdict.Gives].
+	Given map[string]int
 	// Value is what the queue carries.
 	Value T
 }
@@ -187,10 +191,13 @@ type Delivery[T any] struct {
 	Lease uint64
 	// Attempt is 1 for the first lease of the item and grows by one with each.
 	Attempt int
-	// Cancelled says that a later item of the key cancels this one. Whoever cannot
-	// carry it out now should end it with what is done, instead of a retry. A rest
-	// before a retry ends when that becomes so.
-	Cancelled bool
+	// Behind are the items behind this one in its key, in their order, up to the last
+	// one that takes; none if none does. They are told from the second lease on: whoever
+	// cannot carry the item out now, and finds that they take all that is left of it,
+	// should end it with what is done and say so in [Verdict.Gives]. A rest before a
+	// retry ends when another one comes that takes. Of their values, as much is there as
+	// that judgement needs.
+	Behind []Item[T]
 	// Lost is closed when the lease ends without a verdict.
 	Lost <-chan struct{}
 }

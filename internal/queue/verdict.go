@@ -40,6 +40,9 @@ type Outcome struct {
 	Attempts int
 	// Details are facts for the record, such as the names of the workers made.
 	Details map[string]string
+	// Gives is as in [Verdict]. The producer stores it with the outcome, or a crash would
+	// have those that were given something carry out the whole.
+	Gives map[string]int
 }
 
 // A Verdict is a subscriber's decision on a leased item. Make one with
@@ -52,6 +55,11 @@ type Verdict struct {
 	// Reason, Message and Details are as in [Outcome].
 	Reason, Message string
 	Details         map[string]string
+	// Gives is how much of what the item has not done it leaves to later ones of its
+	// key, by their IDs: see [Item.Given]. Unlike after any other verdict, none of
+	// them is leased before this one is settled. Redelivered, the item would do what it
+	// has given away, so they must not have acted by then.
+	Gives map[string]int
 }
 
 // The details of a followed worker's outcome that tell of its loss. They are absent

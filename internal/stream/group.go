@@ -27,13 +27,18 @@ func (c *Consumer) ensureGroup(ctx context.Context) error {
 	if err := c.claimGroup(ctx); err != nil {
 		return err
 	}
-	for _, key := range []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead} {
+	given := GivenKey(c.cfg.Stream, c.cfg.Group)
+	for _, key := range []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead, given} {
+		want := "stream"
+		if key == given {
+			want = "hash"
+		}
 		kind, err := c.rdb.Type(ctx, key).Result()
 		if err != nil {
 			return fmt.Errorf("looking at key %s: %w", key, err)
 		}
-		if kind != "none" && kind != "stream" {
-			return &wrongKeyError{key: key, kind: kind}
+		if kind != "none" && kind != want {
+			return &wrongKeyError{key: key, kind: kind, want: want}
 		}
 	}
 	if err := c.checkReplication(ctx); err != nil {
@@ -51,6 +56,12 @@ func (c *Consumer) ensureGroup(ctx context.Context) error {
 		return fmt.Errorf("creating consumer group %s: %w", c.cfg.Group, err)
 	}
 	c.log.InfoContext(ctx, "consumer group created", "stream", c.cfg.Stream, "group", c.cfg.Group, "start", start)
+	if start == "0" {
+		// All events are carried out in full, whatever they had given to each other.
+		if err := c.rdb.Del(ctx, given).Err(); err != nil {
+			return fmt.Errorf("removing what events of another group were given: %w", err)
+		}
+	}
 	return c.restorePending(ctx)
 }
 

@@ -110,9 +110,9 @@ func hint(err error) error {
 	}
 }
 
-// A wrongKeyError says that a key is no stream.
-type wrongKeyError struct{ key, kind string }
+// A wrongKeyError says that a key holds another kind of value than it should.
+type wrongKeyError struct{ key, kind, want string }
 
 func (e *wrongKeyError) Error() string {
-	return fmt.Sprintf("key %s holds a %s, not a stream: delete it, or configure another key", e.key, e.kind)
+	return fmt.Sprintf("key %s holds a %s, not a %s: delete it, or configure another key", e.key, e.kind, e.want)
 }

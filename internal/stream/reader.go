@@ -155,7 +155,7 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 	if c.stoodBy.Load() {
 		return nil // what was read stays in the PEL, behind what we let go of
 	}
-	return c.accept(ctx, producer, entries)
+	return c.accept(ctx, producer, entries, nil)
 }
 
 // readOwn reads what is pending for us, page by page, and offers what is not in
@@ -207,12 +207,16 @@ func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleev
 		}
 		ids = append(ids, p.ID)
 	}
+	given, err := c.given(ctx, ids)
+	if err != nil {
+		return false, err
+	}
 	entries, err := c.claimOwn(ctx, ids)
 	if err != nil {
 		return false, err
 	}
 	c.metrics.redelivered.Add(float64(len(entries)))
-	if err := c.accept(ctx, producer, entries); err != nil {
+	if err := c.accept(ctx, producer, entries, given); err != nil {
 		return false, err
 	}
 	if next != "" {
@@ -260,9 +264,10 @@ func (c *Consumer) bury(ctx context.Context, p redis.XPendingExt) error {
 	})
 }
 
-// accept offers entries, or rejects them. An error means that the stream or the
-// queue is out of order; an entry that is out of order is none.
-func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage) error {
+// accept offers entries, or rejects them, with what their events were given before. An
+// error means that the stream or the queue is out of order; an entry that is out of
+// order is none.
+func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage, given map[string]map[string]int) error {
 	if len(entries) == 0 {
 		return nil
 	}
@@ -271,6 +276,9 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 	for _, entry := range entries {
 		fields := fieldsOf(entry)
 		event, err := c.parse(entry.ID, fields)
+		if err == nil && event.Expired(now) && len(given[entry.ID]) == 0 { // else it has begun
+			err = expired(event, now)
+		}
 		var rejected *scaleevent.Error
 		if errors.As(err, &rejected) {
 			err = c.rejectUnread(ctx, entry.ID, fields, 0, rejected)
@@ -285,7 +293,7 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 	flights = c.takeOff(flights)
 	for _, f := range flights {
 		c.items = append(c.items, queue.Item[scaleevent.Event]{
-			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Cancels: f.event.RemovesAll(), Value: f.event,
+			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Takes: f.event.Type == scaleevent.ScaleDown, Given: given[f.event.ID], Value: f.event,
 		})
 	}
 	err := producer.Offer(ctx, c.items...)
@@ -320,15 +328,12 @@ func (c *Consumer) parse(id string, fields map[string]string) (scaleevent.Event,
 		return scaleevent.Event{}, &scaleevent.Error{Reason: scaleevent.ReasonEventTooLarge, Message: fmt.Sprintf(
 			"the entry has %d bytes, more than the %d that an event may have: send a reference to the data instead", size, c.cfg.MaxEventBytes)}
 	}
-	event, err := scaleevent.Parse(id, fields)
-	if err != nil {
-		return scaleevent.Event{}, err
-	}
-	if now := time.Now(); event.Expired(now) {
-		return scaleevent.Event{}, &scaleevent.Error{Reason: scaleevent.ReasonExpired, Field: scaleevent.FieldExpiresAt, Message: fmt.Sprintf(
-			"the event expired %s before it was read: send it again with a later expires_at", now.Sub(event.ExpiresAt).Round(time.Millisecond))}
-	}
-	return event, nil
+	return scaleevent.Parse(id, fields)
+}
+
+func expired(event scaleevent.Event, now time.Time) error {
+	return &scaleevent.Error{Reason: scaleevent.ReasonExpired, Field: scaleevent.FieldExpiresAt, Message: fmt.Sprintf(
+		"the event expired %s before it was read: send it again with a later expires_at", now.Sub(event.ExpiresAt).Round(time.Millisecond))}
 }
 
 // fieldsOf returns the fields of an entry: nil if there is no such entry any more.

@@ -22,18 +22,23 @@ import (
 // more time for all of it. A script takes Redis less time than the same commands in MULTI, and this process a
 // quarter: what is the same in each of them is sent once.
 //
+// An event that gives something to later ones (see [GivenKey]) is acknowledged last, and
+// only while it is ours: whoever has it now carries out all of it.
+//
 // ARGV is the group, the length of the results stream, how many letters were written
-// before, and how many results follow; then of each result its eight values, whether
-// the event is to be reported as accepted before, the number of names and values of its
-// details, and these; then the IDs to acknowledge.
+// before, how many results follow, how many IDs to acknowledge, and the consumer; then of
+// each result its eight values, whether the event is to be reported as accepted before,
+// the number of names and values of its details, and these; then the IDs to acknowledge;
+// then of each event that gives something its ID, twice the number of those that it gives
+// to, and of each of them its ID and how much.
 const recordScript = `
-local events, results, dead = KEYS[1], KEYS[2], KEYS[3]
+local events, results, dead, given = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local pcall = redis.pcall
-local length, written = ARGV[2], tonumber(ARGV[4])
+local group, length, written = ARGV[1], ARGV[2], tonumber(ARGV[4])
 if ARGV[3] ~= '0' and redis.call('TYPE', dead).ok ~= 'stream' then
 	return {0, 'WRONGTYPE the dead letters were refused'}
 end
-local at = 5
+local at = 7
 for i = 1, written do
 	local id, kind, task, pool = ARGV[at], ARGV[at + 4], ARGV[at + 5], ARGV[at + 6]
 	local last, reply = at + 9 + ARGV[at + 9], nil
@@ -55,14 +60,48 @@ local reply = pcall('XTRIM', results, 'MAXLEN', '~', length)
 if type(reply) == 'table' and reply.err then
 	return {written, reply.err}
 end
-if at > #ARGV then
-	return {written, 0}
+local acked, givers = 0, at + ARGV[5]
+if at < givers then
+	reply = pcall('XACK', events, group, unpack(ARGV, at, givers - 1))
+	if type(reply) ~= 'table' then
+		acked = reply
+	end
+	if type(reply) ~= 'table' and redis.call('TYPE', given).ok ~= 'none' then
+		reply = pcall('HDEL', given, unpack(ARGV, at, givers - 1))
+	end
+	if type(reply) == 'table' then
+		return {written, reply.err}
+	end
 end
-reply = pcall('XACK', events, ARGV[1], unpack(ARGV, at))
-if type(reply) == 'table' and reply.err then
-	return {written, reply.err}
+at = givers
+while at <= #ARGV do
+	local id, last = ARGV[at], at + 1 + ARGV[at + 1]
+	reply = pcall('XPENDING', events, group, id, id, 1, ARGV[6])
+	if reply.err and not reply.err:find('NOGROUP', 1, true) then
+		return {written, reply.err}
+	end
+	if reply.err or #reply > 0 then
+		local before = ' ' .. id:gsub('%-', '%%-') .. '=%d+'
+		for i = at + 2, last, 2 do
+			local was = pcall('HGET', given, ARGV[i]) or ''
+			if type(was) == 'string' then
+				reply = pcall('HSET', given, ARGV[i], was:gsub(before, '') .. ' ' .. id .. '=' .. ARGV[i + 1])
+			else
+				reply = was
+			end
+			if type(reply) == 'table' then
+				return {written, reply.err}
+			end
+		end
+		reply = pcall('XACK', events, group, id)
+		if type(reply) == 'table' then
+			return {written, reply.err}
+		end
+		acked = acked + reply
+	end
+	at = last + 1
 end
-return {written, reply}
+return {written, acked}
 `
 
 // A record is what is written to Redis at once.
@@ -70,6 +109,13 @@ type record struct {
 	letters [][]string // names and values
 	results []told
 	acks    []*string // IDs
+	givers  []giver
+}
+
+// giver is an event to acknowledge, and what it gives to others, by their IDs.
+type giver struct {
+	id    *string
+	gives map[string]int
 }
 
 // told is a result, and whether it is the first of its event, which is then reported
@@ -86,8 +132,8 @@ type progress struct{ letters, results, acks int }
 // error.
 func (c *Consumer) write(ctx context.Context, rdb redis.Cmdable, r record) (done progress, err error) {
 	// Pointers, because a text in an any is a copy in a place of its own.
-	args := make([]any, 0, 4+10*len(r.results)+len(r.acks))
-	args = append(args, c.cfg.Group, c.cfg.ResultsMaxLen, len(r.letters), len(r.results))
+	args := make([]any, 0, 6+10*len(r.results)+len(r.acks))
+	args = append(args, c.cfg.Group, c.cfg.ResultsMaxLen, len(r.letters), len(r.results), len(r.acks), c.cfg.Consumer)
 	for _, result := range r.results {
 		args = append(args, &result.EventID, &result.Status, &result.Reason, &result.Message, &result.Type, &result.TaskID, &result.Pool,
 			&result.Attempts, result.first, 2*len(result.Details))
@@ -100,7 +146,13 @@ func (c *Consumer) write(ctx context.Context, rdb redis.Cmdable, r record) (done
 	for _, id := range r.acks {
 		args = append(args, id)
 	}
-	keys := []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead}
+	for _, g := range r.givers {
+		args = append(args, g.id, 2*len(g.gives))
+		for to, n := range g.gives {
+			args = append(args, to, n)
+		}
+	}
+	keys := []string{c.cfg.Stream, c.cfg.Results, c.cfg.Dead, GivenKey(c.cfg.Stream, c.cfg.Group)}
 	if len(r.letters) == 0 {
 		err = done.read(rdb.Eval(ctx, recordScript, keys, args...))
 		return done, err

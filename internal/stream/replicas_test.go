@@ -102,7 +102,7 @@ func TestWhatOnlyADeadMasterKnewToBeDoneIsStoredAtTheNewOne(t *testing.T) {
 }
 
 // checkFailover has an outcome reach a master that dies before its replica hears of it;
-// or rather, the outcome is found there again first.
+// or rather, the outcome is found there again first. With it goes what the event gives.
 func checkFailover(t *testing.T, again bool) {
 	t.Helper()
 	w, watched, told := withSentinel(t)
@@ -111,11 +111,11 @@ func checkFailover(t *testing.T, again bool) {
 	defer replica.Close() //nolint:errcheck // as above
 	m := w.join("a", replication(1, time.Hour)).run()
 	h := m.subscribe(8)
-	id := w.up("t")
+	id, later := w.up("t"), w.down("t")
 	d := h.await(1)[0]
-	eventually(t, "the replica to have the event", func() bool {
+	eventually(t, "the replica to have the events", func() bool {
 		n, err := replica.XPending(t.Context(), events, group).Result()
-		return err == nil && n.Count == 1
+		return err == nil && n.Count == 2
 	})
 	if err := watched.Replica.Freeze(); err != nil {
 		t.Fatal(err)
@@ -128,7 +128,7 @@ func checkFailover(t *testing.T, again bool) {
 			t.Fatal(err)
 		}
 	}
-	h.resolve(d, queueFinish)
+	h.resolve(d, giving(2, later))
 	eventually(t, "the master to know", func() bool { return acknowledged(t, master, id) })
 	if again {
 		if err := master.ClientKillByFilter(t.Context(), "TYPE", "normal", "SKIPME", "yes").Err(); err != nil {
@@ -150,6 +150,10 @@ func checkFailover(t *testing.T, again bool) {
 	eventually(t, "the event to be told to be settled", func() bool { return told(id) })
 	if !acknowledged(t, replica, id) {
 		t.Error("the new master does not know")
+	}
+	h.nextOf(1, later, map[string]int{id: 2})
+	if got := replica.HGet(t.Context(), stream.GivenKey(events, group), later).Val(); got != " "+id+"=2" {
+		t.Errorf("the new master knows of %q that were given", got)
 	}
 	if n := len(w.resultsOf(id)); n != 1 {
 		t.Errorf("%d results, want one", n)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,7 +32,7 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 			}
 			return fmt.Errorf("waiting for outcomes: %w", err)
 		}
-		batch, restored := c.beginSettling(outcomes)
+		outcomes, batch, restored := c.begin(outcomes)
 		if !c.settle(ctx, batch) {
 			return nil
 		}
@@ -39,8 +40,8 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 		for i := range outcomes {
 			ids[i] = outcomes[i].ItemID
 		}
-		if err := producer.Settle(ctx, ids...); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("settling events: %w", err)
+		if err := c.handOn(ctx, producer, outcomes, ids); err != nil {
+			return err
 		}
 		if c.landAll(ids, restored) {
 			c.acknowledgeAgain(ctx, ids)
@@ -69,6 +70,7 @@ type settlement struct {
 	flight  *flight // nil if the event was let go of before
 	result  scaleevent.Result
 	fields  map[string]string // of the event, if it was rejected
+	gives   map[string]int    // to later events
 
 	buried, recorded, acked bool   // what is stored of it already
 	where                   string // at which master, see leader
@@ -109,6 +111,7 @@ func (c *Consumer) beginSettling(outcomes []queue.Outcome) (batch []settlement, 
 // describe makes the result of the outcome.
 func (s *settlement) describe() {
 	o := s.outcome
+	s.gives = o.Gives
 	s.result = scaleevent.Result{
 		EventID: o.ItemID, Status: o.Status.String(), Reason: o.Reason, Message: o.Message, Attempts: o.Attempts, Details: o.Details,
 	}
@@ -223,16 +226,20 @@ func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlem
 		if !s.recorded {
 			r.results = append(r.results, told{&s.result, s.unreported})
 		}
-		if !s.acked {
+		switch {
+		case s.acked:
+		case len(s.gives) > 0:
+			r.givers = append(r.givers, giver{&s.result.EventID, s.gives})
+		default:
 			r.acks = append(r.acks, &s.result.EventID)
 		}
 	}
-	if len(r.acks) == 0 {
+	if len(r.acks)+len(r.givers) == 0 {
 		return nil
 	}
 	done, err := c.write(ctx, rdb, r)
-	if err == nil && done.acks < len(r.acks) {
-		err = c.acknowledgeUnread(ctx, rdb, r.acks)
+	if err == nil && done.acks < len(r.acks)+len(r.givers) {
+		err = c.acknowledgeUnread(ctx, rdb, record{acks: r.acks, givers: r.givers})
 	}
 	if err == nil {
 		return nil
@@ -257,13 +264,12 @@ func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlem
 // acknowledgeUnread acknowledges entries of which some were not pending. That may be
 // because this Redis has not given them to the group yet: it became the master, and had
 // not heard that the one before did. They are read, or the group would get them again.
-func (c *Consumer) acknowledgeUnread(ctx context.Context, rdb redis.Cmdable, ids []*string) error {
-	last := ""
-	for _, id := range ids {
-		if last == "" || compareIDs(*id, last) > 0 {
-			last = *id
-		}
+func (c *Consumer) acknowledgeUnread(ctx context.Context, rdb redis.Cmdable, r record) error {
+	ids := slices.Clone(r.acks)
+	for _, g := range r.givers {
+		ids = append(ids, g.id)
 	}
+	last := *slices.MaxFunc(ids, func(a, b *string) int { return compareIDs(*a, *b) })
 	for n := 1; n > 0; {
 		var err error
 		n, err = rdb.Eval(ctx, readScript, []string{c.cfg.Stream}, c.cfg.Group, c.cfg.Consumer, last, page).Int()
@@ -278,11 +284,7 @@ func (c *Consumer) acknowledgeUnread(ctx context.Context, rdb redis.Cmdable, ids
 		}
 	}
 	// The reader may have been quicker, so this is needed also if nothing was read here.
-	args := make([]string, len(ids))
-	for i, id := range ids {
-		args[i] = *id
-	}
-	if err := rdb.XAck(ctx, c.cfg.Stream, c.cfg.Group, args...).Err(); err != nil {
+	if _, err := c.write(ctx, rdb, r); err != nil {
 		return fmt.Errorf("acknowledging events at a new master: %w", err)
 	}
 	return nil

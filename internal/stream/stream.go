@@ -72,10 +72,11 @@ type Config struct {
 type Queue interface {
 	Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error)
 	Stats(ctx context.Context) (queue.Stats, error)
-	// Gate, Open, Losses and Forget are as in [queue.Memory].
+	// Gate, Open, Losses, Ended and Forget are as in [queue.Memory].
 	Gate() (turn int, shut bool)
 	Open(turn int)
 	Losses(id string) int
+	Ended(id string) bool
 	Forget(ids ...string)
 }
 

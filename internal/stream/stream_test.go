@@ -1087,6 +1087,12 @@ func checkRights(t *testing.T, w *world) {
 		t.Error(err)
 	}
 	time.Sleep(time.Second) // a sweep
+	m.stop()
+	h := w.join("a", reclaimAfter(time.Second), owner(jinwoo)).run().subscribe(4)
+	gives, given := w.up("gives"), w.down("gives")
+	h.resolve(h.nextOf(0, gives, nil), giving(1, given))
+	h.resolve(h.nextOf(1, given, map[string]int{gives: 1}), queueFinish)
+	eventually(t, "both outcomes", func() bool { return len(w.resultsOf(gives)) == 1 && len(w.resultsOf(given)) == 1 })
 	if got := m.log.with("NOPERM"); len(got) != 0 || m.healthErr() != nil {
 		t.Errorf("health = %v; refused:\n%s", m.healthErr(), strings.Join(got, ""))
 	}

@@ -169,33 +169,18 @@ func TestEventsWaitWhereTooManyWorkersDo(t *testing.T) {
 	workertest.Eventually(t, "there is room", func() bool { return s.deliver(e, 2).Status == queue.Done })
 }
 
-func TestAnEventThatWaitsGivesWayToOneThatRemovesAll(t *testing.T) {
-	s := start(t, time.Hour, nil, nil)
-	s.useRules("maxWaiting: 2", "maxWorkers: 1, ")
-	s.done(up("another", 2), 1)
-	e := up("task", 3)
-	if v := s.deliver(e, 1); v.Status != 0 {
-		t.Fatalf("verdict %+v, want a retry", v)
-	}
-	v := s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{Item: queue.Item[scaleevent.Event]{ID: e.ID, Value: e}, Attempt: 2, Cancelled: true})
-	if v.Status != queue.Done || !strings.Contains(v.Message, "of 3 workers created, then a later event removed all") {
-		t.Errorf("verdict %+v", v)
-	}
-	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}, 1)
-	s.mustHave(2)
-}
-
 func TestAnEventThatEndsShortOfItsAimLeavesNothingUnseen(t *testing.T) {
 	s := start(t, time.Hour, nil, nil)
 	s.useRules("maxWaiting: 2", "maxWorkers: 1, ")
 	s.done(up("another", 2), 1)
 	e := up("task", 3)
+	all := scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}
 	thaw := s.Faults.Freeze()
 	defer thaw()
 	verdicts := make(chan queue.Verdict, 1)
 	go func() {
 		verdicts <- s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{
-			Item: queue.Item[scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: e}, Attempt: 1, Cancelled: true,
+			Item: itemOf(e), Attempt: 1, Behind: []queue.Item[scaleevent.Event]{itemOf(all)},
 		})
 	}()
 	workertest.Eventually(t, "one of its workers is there", func() bool { return len(s.names()) == 3 })
@@ -208,7 +193,7 @@ func TestAnEventThatEndsShortOfItsAimLeavesNothingUnseen(t *testing.T) {
 	if v := <-verdicts; v.Status != queue.Done {
 		t.Fatalf("verdict %+v", v)
 	}
-	s.done(scaleevent.Event{ID: newID(), Type: scaleevent.ScaleDown, Pool: "default", TaskID: "task"}, 1)
+	s.done(all, 1)
 	s.mustHave(2)
 }
 

@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ottoscaler/ottoscaler/internal/pod"
+	"github.com/ottoscaler/ottoscaler/internal/queue"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
 )
 
@@ -41,12 +43,13 @@ func planScaleUp(e scaleevent.Event, seen []*corev1.Pod) (n int, others []*corev
 }
 
 // planScaleDown returns the victims of the event, those first that are missed
-// least. Seen is what there is in the event's scope.
+// least. Seen is what there is in the event's scope, and given how many workers of
+// earlier events were not made for its sake; see [planGiveWay].
 //
 // The first of them may carry the event's mark from an earlier delivery. They
 // count, so that a second delivery removes no more than the first. Workers of later
 // events are none of its business: it may be delivered again when they are there.
-func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
+func planScaleDown(e scaleevent.Event, seen []*corev1.Pod, given int) []*corev1.Pod {
 	var marked, candidates []*corev1.Pod
 	for _, p := range seen {
 		switch {
@@ -61,10 +64,85 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod) []*corev1.Pod {
 	case e.TargetReplicas != nil:
 		surplus = len(candidates) - *e.TargetReplicas
 	case e.PodCount != nil:
-		surplus = *e.PodCount - len(marked)
+		surplus = *e.PodCount - given - len(marked)
 	}
 	slices.SortStableFunc(candidates, missedLess)
 	return append(marked, candidates[:min(max(surplus, 0), len(candidates))]...)
+}
+
+// planGiveWay returns which of the later events take how many of the workers that an
+// event could not make, and how many are left to be made after that. There are live
+// workers of its task.
+//
+// Those that are not made are the first to go. If later events take all of them, the
+// event may end, and each of those has so much less to do, which is why they are told: in
+// the end there are as many workers as if the event had been carried out. If something
+// is left, later ones take nothing that exists, and waiting costs nothing. It makes no
+// difference how many workers a later scale_up makes, or whether it is rejected, but for
+// those that go by what there is:
+//   - To a target, it must be known how many there will be, or that they will be enough.
+//   - A scale_down with an idempotency key must remove a worker that exists, or no trace
+//     of its key is left, and a second one acts as well. The event itself may have made
+//     none, and then one with the same key is no duplicate.
+//
+// From an event on of which that is not certain, only one that removes all takes anything.
+// It does not wait even for the trace of a key.
+func planGiveWay(e scaleevent.Event, unmade, live int, behind []queue.Item[scaleevent.Event], now time.Time, duplicate func(scaleevent.Event) bool) (gives map[string]int, left int) {
+	gives, left = make(map[string]int), unmade
+	keys := map[string]bool{e.IdempotencyKey: true}
+	certain := true
+	exact := e.TaskID != "" // whether there will be as many workers as live, and not only at least
+	if !exact {
+		live = 0 // events of the pool's tasks may remove any of them
+	}
+	for i := range behind {
+		later, given := &behind[i].Value, sumOf(behind[i].Given)
+		if given == 0 && later.Expired(now) {
+			continue // it will be rejected
+		}
+		key, target := later.IdempotencyKey, value(later.TargetReplicas, 0)
+		keyed := key != ""
+		repeated := keyed && given == 0 && (keys[key] || duplicate(*later))
+		keys[key] = true
+		take := 0
+		switch {
+		case later.Type == scaleevent.ScaleUp:
+			certain = certain && target <= live && (!keyed || key != e.IdempotencyKey)
+			exact = false
+		case repeated:
+			certain = false
+		case later.RemovesAll():
+			take = left
+		case !certain:
+		case later.TargetReplicas != nil && (live > target || live == target && !keyed):
+			take = left
+		case later.TargetReplicas != nil:
+			certain = exact && !keyed
+			take = left + live - target
+		case keyed:
+			certain = live > 0
+			take = *later.PodCount - given - 1
+			live, exact = live-1, false // unless it is rejected
+		default:
+			take = *later.PodCount - given
+		}
+		if take = min(take, left); take > 0 && (certain || later.RemovesAll()) {
+			gives[behind[i].ID] = take
+			left -= take
+		}
+		if left == 0 {
+			return gives, 0
+		}
+	}
+	return nil, left
+}
+
+// sumOf is how much an event was given by others.
+func sumOf(given map[string]int) (total int) {
+	for _, n := range given {
+		total += n
+	}
+	return total
 }
 
 // after reports whether the event with one ID came after the one with another, as far

@@ -40,12 +40,13 @@ const (
 func (m *Manager) Scale(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
 	e := d.Value
 	log := m.log.With("event", e.ID, "task", e.TaskID, "pool", e.Pool)
-	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, cancelled: d.Cancelled, started: time.Now()}
+	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, behind: d.Behind, given: sumOf(d.Given), started: time.Now()}
 	message, err := a.run(ctx)
 	if f, _ := faultOf(err); f == faultFinal && a.unanswered() {
 		err = fmt.Errorf("it is not known yet whether a worker was created; then the event is to be rejected: %v", err) //nolint:errorlint // not final yet
 	}
 	verdict := queue.Finish(message, a.details())
+	verdict.Gives = a.gives
 	if err != nil {
 		verdict = verdictOn(err, d.Attempt, a.details())
 	}
@@ -59,9 +60,13 @@ type action struct {
 	event   scaleevent.Event
 	log     *slog.Logger
 	attempt int
-	// cancelled says that a later event removes all that this one makes.
-	cancelled bool
-	started   time.Time
+	// behind are later events of the same task, as far as they may take something.
+	behind []queue.Item[scaleevent.Event]
+	// given is how many workers of earlier events were not made for this one's sake.
+	given int
+	// gives is how many workers of this one are not made for the sake of later ones, by their IDs.
+	gives   map[string]int
+	started time.Time
 
 	mu      sync.Mutex
 	workers []string // the event's workers or victims; guarded by mu
@@ -97,6 +102,9 @@ func (a *action) details() map[string]string {
 	if a.first != "" {
 		details["duplicate_of"] = a.first
 	}
+	if a.given > 0 {
+		details["not_made"] = strconv.Itoa(a.given)
+	}
 	if len(a.workers) > 0 {
 		slices.SortFunc(a.workers, byLengthThenName) // in the order of their indices
 		names := a.workers[:min(len(a.workers), maxNames)]
@@ -125,7 +133,7 @@ func (a *action) run(ctx context.Context) (string, error) {
 	if err := ctx.Err(); err != nil {
 		return "", err
 	}
-	if e.IdempotencyKey != "" {
+	if e.IdempotencyKey != "" && a.given == 0 { // what has begun is finished
 		if first := duplicateOf(e, a.cluster.indexed(byKey, e.IdempotencyKey)); first != "" {
 			return a.duplicate(ctx, first), nil
 		}
@@ -216,9 +224,8 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 	if created > 0 {
 		a.log.InfoContext(ctx, "workers created", "count", created, "of", n, "type", e.Type, "attempt", a.attempt, "duration", time.Since(a.started).Round(time.Microsecond))
 	}
-	if err != nil && a.cancelled && a.givesWay(err) {
-		a.log.InfoContext(ctx, "scale event gives way to a later one that removes all", "of", n, "err", err)
-		return fmt.Sprintf("%d of %d %s created, then a later event removed all of them: %s", len(a.workers), n, plural(n), err), nil
+	if err != nil && len(a.behind) > 0 && a.mayGiveWay(err) {
+		return a.giveWay(ctx, n, others, err)
 	}
 	if err != nil {
 		return "", err
@@ -227,20 +234,6 @@ func (a *action) scaleUp(ctx context.Context) (string, error) {
 		return fmt.Sprintf("no worker created: there are %d already", *e.TargetReplicas), nil
 	}
 	return fmt.Sprintf("%d %s created", n, plural(n)), nil
-}
-
-// givesWay reports whether an event that could not be carried out may be ended for
-// a later one that removes all of its workers.
-func (a *action) givesWay(err error) bool {
-	f, _ := faultOf(err)
-	return (f == faultQuota || errors.Is(err, errWaitingFull)) && !a.unanswered()
-}
-
-// unanswered reports whether a worker of the event's task may or may not be there.
-// Then the event must not end short of its aim: later ones would not find a worker that
-// appears afterwards.
-func (a *action) unanswered() bool {
-	return a.capacity.uncertain(scope{pool: a.event.Pool, task: taskOf(a.event)})
 }
 
 // checkExpiry rejects an event that is of no use any more. What an earlier
@@ -367,13 +360,13 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	begun := slices.ContainsFunc(seen, func(p *corev1.Pod) bool { return p.Annotations[pod.AnnotationScaledDownBy] == e.ID })
+	begun := a.given > 0 || slices.ContainsFunc(seen, func(p *corev1.Pod) bool { return p.Annotations[pod.AnnotationScaledDownBy] == e.ID })
 	if !begun { // what has begun is finished, even if it expired meanwhile
 		if err := a.checkExpiry(nil); err != nil {
 			return "", err
 		}
 	}
-	victims := planScaleDown(e, seen)
+	victims := planScaleDown(e, seen, a.given)
 	removed, err := a.removeAll(ctx, victims)
 	if removed > 0 {
 		a.log.InfoContext(ctx, "workers removed", "count", removed, "of", len(victims), "type", e.Type, "attempt", a.attempt, "duration", time.Since(a.started).Round(time.Microsecond))
@@ -381,11 +374,14 @@ func (a *action) scaleDown(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(victims) == 0 {
+	if len(victims)+a.given == 0 {
 		return "no worker removed: there are no more than that", nil
 	}
 	message := fmt.Sprintf("%d %s removed", len(victims), plural(len(victims)))
-	if n := value(e.PodCount, 0); len(victims) < n {
+	if a.given > 0 {
+		message += fmt.Sprintf(", and %d not made", a.given)
+	}
+	if n := value(e.PodCount, 0); len(victims)+a.given < n {
 		message += fmt.Sprintf(", of %d asked for: there were no more", n)
 	}
 	return message, nil

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/ottoscaler/ottoscaler/internal/queue"
 	queuev1 "github.com/ottoscaler/ottoscaler/pkg/gen/ottoscaler/queue/v1"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
@@ -15,6 +17,8 @@ type codec[T any] struct {
 	encode func(value *T, into *queuev1.Item)
 	decode func(from *queuev1.Item) (T, error)
 	size   func(value *T) int // in bytes, roughly
+	// brief is encode for an item behind another, with what it takes to judge it.
+	brief func(value *T, into *queuev1.Item)
 }
 
 var events = codec[scaleevent.Event]{
@@ -30,6 +34,9 @@ var events = codec[scaleevent.Event]{
 		return decodeEvent(from.GetId(), payload)
 	},
 	size: sizeOfEvent,
+	brief: func(e *scaleevent.Event, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_ScaleEvent{ScaleEvent: encodeBrief(e)}
+	},
 }
 
 var workers = codec[queue.Worker]{
@@ -45,6 +52,9 @@ var workers = codec[queue.Worker]{
 		return decodeWorker(payload), nil
 	},
 	size: func(*queue.Worker) int { return 0 }, // a few names
+	brief: func(w *queue.Worker, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(*w)}
+	},
 }
 
 func encodeWorker(w queue.Worker) *queuev1.Worker {
@@ -56,7 +66,7 @@ func decodeWorker(w *queuev1.Worker) queue.Worker {
 }
 
 func (c codec[T]) encodeItem(item *queue.Item[T]) *queuev1.Item {
-	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent, Cancels: item.Cancels}
+	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent, Takes: item.Takes, Given: counts(item.Given)}
 	c.encode(&item.Value, message)
 	return message
 }
@@ -64,7 +74,7 @@ func (c codec[T]) encodeItem(item *queue.Item[T]) *queuev1.Item {
 // decodeItem returns what it could read of the item also with an error, so that
 // its ID can be told.
 func (c codec[T]) decodeItem(message *queuev1.Item) (queue.Item[T], error) {
-	item := queue.Item[T]{ID: message.GetId(), Key: message.GetOrderingKey(), Traceparent: message.GetTraceparent(), Cancels: message.GetCancels()}
+	item := queue.Item[T]{ID: message.GetId(), Key: message.GetOrderingKey(), Traceparent: message.GetTraceparent(), Takes: message.GetTakes(), Given: numbers(message.GetGiven())}
 	if item.ID == "" {
 		return item, errors.New("reading an item: it has no ID")
 	}
@@ -74,4 +84,34 @@ func (c codec[T]) decodeItem(message *queuev1.Item) (queue.Item[T], error) {
 	}
 	item.Value = value
 	return item, nil
+}
+
+// encodeBehind lays out the items behind another, and returns about how many bytes
+// they are on their way. What a message has no room for is left out: it is as if it
+// had not come yet.
+func (c codec[T]) encodeBehind(items []queue.Item[T]) (messages []*queuev1.Item, size int) {
+	for i := range items {
+		item := &items[i]
+		message := &queuev1.Item{Id: item.ID, Takes: item.Takes, Given: counts(item.Given)}
+		c.brief(&item.Value, message)
+		if size += proto.Size(message); size > batchBytes {
+			break
+		}
+		messages = append(messages, message)
+	}
+	return messages, size
+}
+
+// decodeBehind reads what encodeBehind wrote, up to the first item that it cannot
+// read: who knows what that one takes.
+func (c codec[T]) decodeBehind(messages []*queuev1.Item) []queue.Item[T] {
+	var items []queue.Item[T]
+	for _, message := range messages {
+		item, err := c.decodeItem(message)
+		if err != nil {
+			break
+		}
+		items = append(items, item)
+	}
+	return items
 }

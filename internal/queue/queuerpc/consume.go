@@ -109,12 +109,13 @@ func encodeDeliveries[T any](deliveries []queue.Delivery[T], codec codec[T]) (*q
 			break
 		}
 		d := &deliveries[i]
-		size += codec.size(&d.Value)
+		behind, more := codec.encodeBehind(d.Behind)
+		size += codec.size(&d.Value) + sizeOfGiven*len(d.Given) + more
 		messages = append(messages, &queuev1.ConsumeResponse_Delivery{
-			LeaseId:   d.Lease,
-			Item:      codec.encodeItem(&d.Item),
-			Attempt:   count(d.Attempt),
-			Cancelled: d.Cancelled,
+			LeaseId: d.Lease,
+			Item:    codec.encodeItem(&d.Item),
+			Attempt: count(d.Attempt),
+			Behind:  behind,
 		})
 	}
 	return &queuev1.ConsumeResponse{

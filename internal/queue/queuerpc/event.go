@@ -26,6 +26,13 @@ func encodeEvent(e *scaleevent.Event) *queuev1.ScaleEvent {
 	return m
 }
 
+// encodeBrief lays out what an event does to the number of workers, and when not.
+func encodeBrief(e *scaleevent.Event) *queuev1.ScaleEvent {
+	return encodeEvent(&scaleevent.Event{
+		Type: e.Type, PodCount: e.PodCount, TargetReplicas: e.TargetReplicas, ExpiresAt: e.ExpiresAt, IdempotencyKey: e.IdempotencyKey,
+	})
+}
+
 // decodeEvent reads what encodeEvent wrote. The consumer has checked the event; what
 // is looked at here is whether this process knows such events at all.
 func decodeEvent(id string, m *queuev1.ScaleEvent) (scaleevent.Event, error) {
@@ -62,6 +69,29 @@ func sizeOfTexts(m map[string]string) int {
 		n += len(name) + len(value)
 	}
 	return n
+}
+
+// counts and numbers are count and number for what items give each other.
+func counts(given map[string]int) map[string]uint32 {
+	if len(given) == 0 {
+		return nil
+	}
+	counts := make(map[string]uint32, len(given))
+	for id, n := range given {
+		counts[id] = count(n)
+	}
+	return counts
+}
+
+func numbers(given map[string]uint32) map[string]int {
+	if len(given) == 0 {
+		return nil
+	}
+	numbers := make(map[string]int, len(given))
+	for id, n := range given {
+		numbers[id] = int(n)
+	}
+	return numbers
 }
 
 func optional(n *int) *uint32 {

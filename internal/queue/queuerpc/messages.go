@@ -26,6 +26,7 @@ func encodeOutcome(o queue.Outcome) *queuev1.ProduceResponse {
 		Message:  text(o.Message),
 		Attempts: count(o.Attempts),
 		Details:  texts(o.Details),
+		Gives:    counts(o.Gives),
 	}}}
 }
 
@@ -36,6 +37,7 @@ func decodeOutcome(o *queuev1.Outcome) (queue.Outcome, error) {
 		Message:  o.GetMessage(),
 		Attempts: int(o.GetAttempts()),
 		Details:  o.GetDetails(),
+		Gives:    numbers(o.GetGives()),
 	}
 	switch o.GetStatus() {
 	case queuev1.Outcome_STATUS_DONE:
@@ -53,7 +55,7 @@ func encodeVerdict(lease uint64, v *queue.Verdict) *queuev1.ConsumeRequest_Verdi
 	switch v.Status {
 	case queue.Done:
 		verdict.Decision = &queuev1.ConsumeRequest_Verdict_Done{Done: &queuev1.ConsumeRequest_Done{
-			Message: text(v.Message), Details: texts(v.Details),
+			Message: text(v.Message), Details: texts(v.Details), Gives: counts(v.Gives),
 		}}
 	case queue.Rejected:
 		verdict.Decision = &queuev1.ConsumeRequest_Verdict_Reject{Reject: &queuev1.ConsumeRequest_Reject{
@@ -68,12 +70,19 @@ func encodeVerdict(lease uint64, v *queue.Verdict) *queuev1.ConsumeRequest_Verdi
 }
 
 // sizeOfVerdict is about how many bytes the verdict is on its way.
-func sizeOfVerdict(v *queue.Verdict) int { return len(v.Message) + sizeOfTexts(v.Details) }
+func sizeOfVerdict(v *queue.Verdict) int {
+	return len(v.Message) + sizeOfTexts(v.Details) + sizeOfGiven*len(v.Gives)
+}
+
+// sizeOfGiven is about how many bytes an ID and a number are.
+const sizeOfGiven = 32
 
 func decodeVerdict(v *queuev1.ConsumeRequest_Verdict) (queue.Verdict, error) {
 	switch decision := v.GetDecision().(type) {
 	case *queuev1.ConsumeRequest_Verdict_Done:
-		return queue.Finish(decision.Done.GetMessage(), decision.Done.GetDetails()), nil
+		verdict := queue.Finish(decision.Done.GetMessage(), decision.Done.GetDetails())
+		verdict.Gives = numbers(decision.Done.GetGives())
+		return verdict, nil
 	case *queuev1.ConsumeRequest_Verdict_Retry:
 		return queue.RetryAfter(decision.Retry.GetAfter().AsDuration(), decision.Retry.GetMessage()), nil
 	case *queuev1.ConsumeRequest_Verdict_Reject:

@@ -102,11 +102,11 @@ func (s *subscription[T]) receiveDelivery(message *queuev1.ConsumeResponse_Deliv
 	lost := make(chan struct{})
 	s.leases[lease] = lost
 	s.inbox = append(s.inbox, queue.Delivery[T]{
-		Item:      item,
-		Lease:     lease,
-		Attempt:   int(message.GetAttempt()),
-		Cancelled: message.GetCancelled(),
-		Lost:      lost,
+		Item:    item,
+		Lease:   lease,
+		Attempt: int(message.GetAttempt()),
+		Behind:  s.codec.decodeBehind(message.GetBehind()),
+		Lost:    lost,
 	})
 }
 

@@ -52,6 +52,8 @@ func Run[T any](t *testing.T, newQueue func(t *testing.T) queue.Queue[T], value 
 		"settling twice is no error":                                           (*fixture[T]).settleTwice,
 		"a settled item may be offered afresh":                                 (*fixture[T]).offerAfterSettle,
 		"settling an item that is still open drops it":                         (*fixture[T]).settleOpen,
+		"an item that comes back is told what is behind it":                    (*fixture[T]).behind,
+		"what an item gives is settled before the next of its key is leased":   (*fixture[T]).gives,
 		"an item without ID is refused":                                        (*fixture[T]).noID,
 		"a subscription without credits is refused":                            (*fixture[T]).noCredits,
 		"statistics count every item once":                                     (*fixture[T]).stats,
@@ -589,6 +591,48 @@ func (f *fixture[T]) settleOpen() {
 	f.wantErr(s.Resolve(f.ctx, held, queue.Finish("", nil)), queue.ErrLeaseLost, "verdict on the settled item")
 	f.nextIs(s, "item-3", 1)
 	f.noOutcome(p)
+}
+
+func (f *fixture[T]) behind() {
+	p, s := f.produce(), f.subscribe(1)
+	waits, between, takes, more := f.item(1, "k"), f.item(2, "k"), f.item(3, "k"), f.item(4, "k")
+	takes.Takes = true
+	takes.Given = map[string]int{"earlier": 3}
+	f.offer(p, waits, between, takes, more)
+	first := f.nextIs(s, "item-1", 1)
+	f.statsBecome(queue.Stats{Leased: 1, Blocked: 3, Subscribers: 1, Producers: 1})
+	if len(first.Behind) > 0 {
+		f.Errorf("the first lease tells that %v are behind", first.Behind)
+	}
+	f.resolve(s, first, queue.RetryAfter(time.Hour, "")) // it is told at once
+	second := f.nextIs(s, "item-1", 2)
+	if len(second.Behind) != 2 || second.Behind[0].ID != "item-2" || second.Behind[0].Takes || second.Behind[1].ID != "item-3" || !second.Behind[1].Takes {
+		f.Fatalf("behind it are %v, want item-2 and item-3, which takes", second.Behind)
+	}
+	if diff := cmp.Diff(takes.Given, second.Behind[1].Given); diff != "" {
+		f.Errorf("what the item behind it was given (-want +got):\n%s", diff)
+	}
+	f.resolve(s, second, queue.Finish("", nil))
+	f.resolve(s, f.nextIs(s, "item-2", 1), queue.Finish("", nil))
+	if diff := cmp.Diff(takes, f.nextIs(s, "item-3", 1).Item); diff != "" {
+		f.Errorf("the item has changed on its way (-offered +delivered):\n%s", diff)
+	}
+}
+
+func (f *fixture[T]) gives() {
+	p, s := f.produce(), f.subscribe(2)
+	f.offer(p, f.item(1, "k"), f.item(2, "k"))
+	v := queue.Finish("", nil)
+	v.Gives = map[string]int{"item-2": 4}
+	f.resolve(s, f.nextIs(s, "item-1", 1), v)
+	if diff := cmp.Diff(v.Gives, f.outcome(p).Gives); diff != "" {
+		f.Errorf("what is given has changed on its way (-given +told):\n%s", diff)
+	}
+	f.nothingNext(s)
+	f.must(p.Settle(f.ctx, "item-1"), "settling")
+	if diff := cmp.Diff(map[string]int{"item-1": 4}, f.nextIs(s, "item-2", 1).Given); diff != "" {
+		f.Errorf("what was given (-want +got):\n%s", diff)
+	}
 }
 
 func (f *fixture[T]) noID() {

@@ -156,9 +156,12 @@ type Item struct {
 	//	*Item_ScaleEvent
 	//	*Item_Worker
 	Payload isItem_Payload `protobuf_oneof:"payload"`
-	// cancels says that with this item, what waits before it in its ordering key need
-	// not be carried out.
-	Cancels       bool `protobuf:"varint,6,opt,name=cancels,proto3" json:"cancels,omitempty"`
+	// takes says that this item may take from what those before it in its ordering key
+	// have not done yet; see Delivery.behind.
+	Takes bool `protobuf:"varint,7,opt,name=takes,proto3" json:"takes,omitempty"`
+	// given is what earlier items of the ordering key have left to this one, by their
+	// IDs; see Done.gives.
+	Given         map[string]uint32 `protobuf:"bytes,8,rep,name=given,proto3" json:"given,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -239,11 +242,18 @@ func (x *Item) GetWorker() *Worker {
 	return nil
 }
 
-func (x *Item) GetCancels() bool {
+func (x *Item) GetTakes() bool {
 	if x != nil {
-		return x.Cancels
+		return x.Takes
 	}
 	return false
+}
+
+func (x *Item) GetGiven() map[string]uint32 {
+	if x != nil {
+		return x.Given
+	}
+	return nil
 }
 
 type isItem_Payload interface {
@@ -789,7 +799,10 @@ type Outcome struct {
 	// attempts is how often the item was leased.
 	Attempts uint32 `protobuf:"varint,5,opt,name=attempts,proto3" json:"attempts,omitempty"`
 	// details are facts for the record, such as the names of the workers made.
-	Details       map[string]string `protobuf:"bytes,6,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Details map[string]string `protobuf:"bytes,6,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// gives is what the item leaves to later ones, by their IDs; see Done.gives. It is to
+	// be stored with the outcome.
+	Gives         map[string]uint32 `protobuf:"bytes,7,rep,name=gives,proto3" json:"gives,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -862,6 +875,13 @@ func (x *Outcome) GetAttempts() uint32 {
 func (x *Outcome) GetDetails() map[string]string {
 	if x != nil {
 		return x.Details
+	}
+	return nil
+}
+
+func (x *Outcome) GetGives() map[string]uint32 {
+	if x != nil {
+		return x.Gives
 	}
 	return nil
 }
@@ -1418,7 +1438,7 @@ type ProduceRequest_Open struct {
 
 func (x *ProduceRequest_Open) Reset() {
 	*x = ProduceRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1450,7 @@ func (x *ProduceRequest_Open) String() string {
 func (*ProduceRequest_Open) ProtoMessage() {}
 
 func (x *ProduceRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[16]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1491,7 @@ type ProduceRequest_Offer struct {
 
 func (x *ProduceRequest_Offer) Reset() {
 	*x = ProduceRequest_Offer{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1503,7 @@ func (x *ProduceRequest_Offer) String() string {
 func (*ProduceRequest_Offer) ProtoMessage() {}
 
 func (x *ProduceRequest_Offer) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[17]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1539,7 @@ type ProduceRequest_Settle struct {
 
 func (x *ProduceRequest_Settle) Reset() {
 	*x = ProduceRequest_Settle{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1531,7 +1551,7 @@ func (x *ProduceRequest_Settle) String() string {
 func (*ProduceRequest_Settle) ProtoMessage() {}
 
 func (x *ProduceRequest_Settle) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[18]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1563,7 +1583,7 @@ type ProduceResponse_Opened struct {
 
 func (x *ProduceResponse_Opened) Reset() {
 	*x = ProduceResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +1595,7 @@ func (x *ProduceResponse_Opened) String() string {
 func (*ProduceResponse_Opened) ProtoMessage() {}
 
 func (x *ProduceResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[19]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1604,7 +1624,7 @@ type ProduceResponse_Credit struct {
 
 func (x *ProduceResponse_Credit) Reset() {
 	*x = ProduceResponse_Credit{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1636,7 @@ func (x *ProduceResponse_Credit) String() string {
 func (*ProduceResponse_Credit) ProtoMessage() {}
 
 func (x *ProduceResponse_Credit) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[20]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1678,7 @@ type ConsumeRequest_Open struct {
 
 func (x *ConsumeRequest_Open) Reset() {
 	*x = ConsumeRequest_Open{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1670,7 +1690,7 @@ func (x *ConsumeRequest_Open) String() string {
 func (*ConsumeRequest_Open) ProtoMessage() {}
 
 func (x *ConsumeRequest_Open) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[22]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1723,7 +1743,7 @@ type ConsumeRequest_Heartbeat struct {
 
 func (x *ConsumeRequest_Heartbeat) Reset() {
 	*x = ConsumeRequest_Heartbeat{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1755,7 @@ func (x *ConsumeRequest_Heartbeat) String() string {
 func (*ConsumeRequest_Heartbeat) ProtoMessage() {}
 
 func (x *ConsumeRequest_Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[23]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1771,7 +1791,7 @@ type ConsumeRequest_Verdict struct {
 
 func (x *ConsumeRequest_Verdict) Reset() {
 	*x = ConsumeRequest_Verdict{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1783,7 +1803,7 @@ func (x *ConsumeRequest_Verdict) String() string {
 func (*ConsumeRequest_Verdict) ProtoMessage() {}
 
 func (x *ConsumeRequest_Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[24]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1871,14 +1891,17 @@ type ConsumeRequest_Done struct {
 	// message is a short account for humans.
 	Message string `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
 	// details are facts for the record.
-	Details       map[string]string `protobuf:"bytes,2,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Details map[string]string `protobuf:"bytes,2,rep,name=details,proto3" json:"details,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// gives is how much of what the item has not done it leaves to later ones of its
+	// ordering key, by their IDs. Until that is settled, none of them is leased.
+	Gives         map[string]uint32 `protobuf:"bytes,3,rep,name=gives,proto3" json:"gives,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConsumeRequest_Done) Reset() {
 	*x = ConsumeRequest_Done{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +1913,7 @@ func (x *ConsumeRequest_Done) String() string {
 func (*ConsumeRequest_Done) ProtoMessage() {}
 
 func (x *ConsumeRequest_Done) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[25]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,6 +1943,13 @@ func (x *ConsumeRequest_Done) GetDetails() map[string]string {
 	return nil
 }
 
+func (x *ConsumeRequest_Done) GetGives() map[string]uint32 {
+	if x != nil {
+		return x.Gives
+	}
+	return nil
+}
+
 // Retry keeps the item, and with it its ordering key, until it is leased again.
 type ConsumeRequest_Retry struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1933,7 +1963,7 @@ type ConsumeRequest_Retry struct {
 
 func (x *ConsumeRequest_Retry) Reset() {
 	*x = ConsumeRequest_Retry{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +1975,7 @@ func (x *ConsumeRequest_Retry) String() string {
 func (*ConsumeRequest_Retry) ProtoMessage() {}
 
 func (x *ConsumeRequest_Retry) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[26]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1990,7 +2020,7 @@ type ConsumeRequest_Reject struct {
 
 func (x *ConsumeRequest_Reject) Reset() {
 	*x = ConsumeRequest_Reject{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2032,7 @@ func (x *ConsumeRequest_Reject) String() string {
 func (*ConsumeRequest_Reject) ProtoMessage() {}
 
 func (x *ConsumeRequest_Reject) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[27]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2078,7 @@ type ConsumeResponse_Opened struct {
 
 func (x *ConsumeResponse_Opened) Reset() {
 	*x = ConsumeResponse_Opened{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2090,7 @@ func (x *ConsumeResponse_Opened) String() string {
 func (*ConsumeResponse_Opened) ProtoMessage() {}
 
 func (x *ConsumeResponse_Opened) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[30]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,16 +2115,19 @@ type ConsumeResponse_Delivery struct {
 	Item *Item `protobuf:"bytes,2,opt,name=item,proto3" json:"item,omitempty"`
 	// attempt is 1 for the first lease of the item and grows by one with each.
 	Attempt uint32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	// cancelled says that a later item of the ordering key cancels this one. Who
-	// cannot carry it out now ends it with what is done, instead of a retry.
-	Cancelled     bool `protobuf:"varint,4,opt,name=cancelled,proto3" json:"cancelled,omitempty"`
+	// behind are the items behind this one in its ordering key, in their order, up to
+	// the last one that takes, from the second lease on. Of each there is what it takes
+	// to judge it: its id, takes, given, and of a scale event its type, pod_count,
+	// target_replicas, expire_time and idempotency_key. Who cannot carry the item out
+	// now, and finds that they take all that is left of it, ends it with what is done.
+	Behind        []*Item `protobuf:"bytes,5,rep,name=behind,proto3" json:"behind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ConsumeResponse_Delivery) Reset() {
 	*x = ConsumeResponse_Delivery{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2139,7 @@ func (x *ConsumeResponse_Delivery) String() string {
 func (*ConsumeResponse_Delivery) ProtoMessage() {}
 
 func (x *ConsumeResponse_Delivery) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[31]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,11 +2176,11 @@ func (x *ConsumeResponse_Delivery) GetAttempt() uint32 {
 	return 0
 }
 
-func (x *ConsumeResponse_Delivery) GetCancelled() bool {
+func (x *ConsumeResponse_Delivery) GetBehind() []*Item {
 	if x != nil {
-		return x.Cancelled
+		return x.Behind
 	}
-	return false
+	return nil
 }
 
 // Lost tells that a lease has ended without a verdict: heartbeats stayed out
@@ -2162,7 +2195,7 @@ type ConsumeResponse_Lost struct {
 
 func (x *ConsumeResponse_Lost) Reset() {
 	*x = ConsumeResponse_Lost{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2174,7 +2207,7 @@ func (x *ConsumeResponse_Lost) String() string {
 func (*ConsumeResponse_Lost) ProtoMessage() {}
 
 func (x *ConsumeResponse_Lost) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[32]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2258,7 @@ type GetStatsResponse_TopicStats struct {
 
 func (x *GetStatsResponse_TopicStats) Reset() {
 	*x = GetStatsResponse_TopicStats{}
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2270,7 @@ func (x *GetStatsResponse_TopicStats) String() string {
 func (*GetStatsResponse_TopicStats) ProtoMessage() {}
 
 func (x *GetStatsResponse_TopicStats) ProtoReflect() protoreflect.Message {
-	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[33]
+	mi := &file_ottoscaler_queue_v1_queue_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2320,16 +2353,21 @@ var File_ottoscaler_queue_v1_queue_proto protoreflect.FileDescriptor
 
 const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\n" +
-	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\x01\n" +
+	"\x1fottoscaler/queue/v1/queue.proto\x12\x13ottoscaler.queue.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x02\n" +
 	"\x04Item\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12!\n" +
 	"\fordering_key\x18\x02 \x01(\tR\vorderingKey\x12 \n" +
 	"\vtraceparent\x18\x03 \x01(\tR\vtraceparent\x12B\n" +
 	"\vscale_event\x18\x04 \x01(\v2\x1f.ottoscaler.queue.v1.ScaleEventH\x00R\n" +
 	"scaleEvent\x125\n" +
-	"\x06worker\x18\x05 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerH\x00R\x06worker\x12\x18\n" +
-	"\acancels\x18\x06 \x01(\bR\acancelsB\t\n" +
-	"\apayload\"\xc9\x06\n" +
+	"\x06worker\x18\x05 \x01(\v2\x1b.ottoscaler.queue.v1.WorkerH\x00R\x06worker\x12\x14\n" +
+	"\x05takes\x18\a \x01(\bR\x05takes\x12:\n" +
+	"\x05given\x18\b \x03(\v2$.ottoscaler.queue.v1.Item.GivenEntryR\x05given\x1a8\n" +
+	"\n" +
+	"GivenEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01B\t\n" +
+	"\apayloadJ\x04\b\x06\x10\a\"\xc9\x06\n" +
 	"\n" +
 	"ScaleEvent\x12C\n" +
 	"\x06fields\x18\x01 \x03(\v2+.ottoscaler.queue.v1.ScaleEvent.FieldsEntryR\x06fields\x12\x12\n" +
@@ -2391,21 +2429,27 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x06Opened\x1a\x1e\n" +
 	"\x06Credit\x12\x14\n" +
 	"\x05items\x18\x01 \x01(\rR\x05itemsB\t\n" +
-	"\amessage\"\xf6\x02\n" +
+	"\amessage\"\xef\x03\n" +
 	"\aOutcome\x12\x17\n" +
 	"\aitem_id\x18\x01 \x01(\tR\x06itemId\x12;\n" +
 	"\x06status\x18\x02 \x01(\x0e2#.ottoscaler.queue.v1.Outcome.StatusR\x06status\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12\x1a\n" +
 	"\battempts\x18\x05 \x01(\rR\battempts\x12C\n" +
-	"\adetails\x18\x06 \x03(\v2).ottoscaler.queue.v1.Outcome.DetailsEntryR\adetails\x1a:\n" +
+	"\adetails\x18\x06 \x03(\v2).ottoscaler.queue.v1.Outcome.DetailsEntryR\adetails\x12=\n" +
+	"\x05gives\x18\a \x03(\v2'.ottoscaler.queue.v1.Outcome.GivesEntryR\x05gives\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"GivesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"F\n" +
 	"\x06Status\x12\x16\n" +
 	"\x12STATUS_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vSTATUS_DONE\x10\x01\x12\x13\n" +
-	"\x0fSTATUS_REJECTED\x10\x02\"\xd5\t\n" +
+	"\x0fSTATUS_REJECTED\x10\x02\"\xda\n" +
+	"\n" +
 	"\x0eConsumeRequest\x12>\n" +
 	"\x04open\x18\x01 \x01(\v2(.ottoscaler.queue.v1.ConsumeRequest.OpenH\x00R\x04open\x12G\n" +
 	"\averdict\x18\x02 \x01(\v2+.ottoscaler.queue.v1.ConsumeRequest.VerdictH\x00R\averdict\x12M\n" +
@@ -2425,13 +2469,18 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\x05retry\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeRequest.RetryH\x00R\x05retry\x12D\n" +
 	"\x06reject\x18\x04 \x01(\v2*.ottoscaler.queue.v1.ConsumeRequest.RejectH\x00R\x06rejectB\n" +
 	"\n" +
-	"\bdecision\x1a\xad\x01\n" +
+	"\bdecision\x1a\xb2\x02\n" +
 	"\x04Done\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12O\n" +
-	"\adetails\x18\x02 \x03(\v25.ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntryR\adetails\x1a:\n" +
+	"\adetails\x18\x02 \x03(\v25.ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntryR\adetails\x12I\n" +
+	"\x05gives\x18\x03 \x03(\v23.ottoscaler.queue.v1.ConsumeRequest.Done.GivesEntryR\x05gives\x1a:\n" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aR\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"GivesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1aR\n" +
 	"\x05Retry\x12/\n" +
 	"\x05after\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05after\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x1a\xc9\x01\n" +
@@ -2442,18 +2491,18 @@ const file_ottoscaler_queue_v1_queue_proto_rawDesc = "" +
 	"\fDetailsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
-	"\amessage\"\x85\x04\n" +
+	"\amessage\"\xa0\x04\n" +
 	"\x0fConsumeResponse\x12E\n" +
 	"\x06opened\x18\x01 \x01(\v2+.ottoscaler.queue.v1.ConsumeResponse.OpenedH\x00R\x06opened\x12K\n" +
 	"\bdelivery\x18\x02 \x01(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryH\x00R\bdelivery\x12?\n" +
 	"\x04lost\x18\x03 \x01(\v2).ottoscaler.queue.v1.ConsumeResponse.LostH\x00R\x04lost\x12V\n" +
 	"\x0fmore_deliveries\x18\x04 \x03(\v2-.ottoscaler.queue.v1.ConsumeResponse.DeliveryR\x0emoreDeliveries\x1a\b\n" +
-	"\x06Opened\x1a\x8c\x01\n" +
+	"\x06Opened\x1a\xa7\x01\n" +
 	"\bDelivery\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseId\x12-\n" +
 	"\x04item\x18\x02 \x01(\v2\x19.ottoscaler.queue.v1.ItemR\x04item\x12\x18\n" +
-	"\aattempt\x18\x03 \x01(\rR\aattempt\x12\x1c\n" +
-	"\tcancelled\x18\x04 \x01(\bR\tcancelled\x1a!\n" +
+	"\aattempt\x18\x03 \x01(\rR\aattempt\x121\n" +
+	"\x06behind\x18\x05 \x03(\v2\x19.ottoscaler.queue.v1.ItemR\x06behindJ\x04\b\x04\x10\x05\x1a!\n" +
 	"\x04Lost\x12\x19\n" +
 	"\blease_id\x18\x01 \x01(\x04R\aleaseIdB\t\n" +
 	"\amessage\"e\n" +
@@ -2511,7 +2560,7 @@ func file_ottoscaler_queue_v1_queue_proto_rawDescGZIP() []byte {
 }
 
 var file_ottoscaler_queue_v1_queue_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_ottoscaler_queue_v1_queue_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(Topic)(0),                          // 0: ottoscaler.queue.v1.Topic
 	(Outcome_Status)(0),                 // 1: ottoscaler.queue.v1.Outcome.Status
@@ -2529,82 +2578,89 @@ var file_ottoscaler_queue_v1_queue_proto_goTypes = []any{
 	(*ReportWorkerEndResponse)(nil),     // 13: ottoscaler.queue.v1.ReportWorkerEndResponse
 	(*GetStatsRequest)(nil),             // 14: ottoscaler.queue.v1.GetStatsRequest
 	(*GetStatsResponse)(nil),            // 15: ottoscaler.queue.v1.GetStatsResponse
-	nil,                                 // 16: ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	nil,                                 // 17: ottoscaler.queue.v1.ScaleEvent.EnvEntry
-	(*ProduceRequest_Open)(nil),         // 18: ottoscaler.queue.v1.ProduceRequest.Open
-	(*ProduceRequest_Offer)(nil),        // 19: ottoscaler.queue.v1.ProduceRequest.Offer
-	(*ProduceRequest_Settle)(nil),       // 20: ottoscaler.queue.v1.ProduceRequest.Settle
-	(*ProduceResponse_Opened)(nil),      // 21: ottoscaler.queue.v1.ProduceResponse.Opened
-	(*ProduceResponse_Credit)(nil),      // 22: ottoscaler.queue.v1.ProduceResponse.Credit
-	nil,                                 // 23: ottoscaler.queue.v1.Outcome.DetailsEntry
-	(*ConsumeRequest_Open)(nil),         // 24: ottoscaler.queue.v1.ConsumeRequest.Open
-	(*ConsumeRequest_Heartbeat)(nil),    // 25: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	(*ConsumeRequest_Verdict)(nil),      // 26: ottoscaler.queue.v1.ConsumeRequest.Verdict
-	(*ConsumeRequest_Done)(nil),         // 27: ottoscaler.queue.v1.ConsumeRequest.Done
-	(*ConsumeRequest_Retry)(nil),        // 28: ottoscaler.queue.v1.ConsumeRequest.Retry
-	(*ConsumeRequest_Reject)(nil),       // 29: ottoscaler.queue.v1.ConsumeRequest.Reject
-	nil,                                 // 30: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	nil,                                 // 31: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	(*ConsumeResponse_Opened)(nil),      // 32: ottoscaler.queue.v1.ConsumeResponse.Opened
-	(*ConsumeResponse_Delivery)(nil),    // 33: ottoscaler.queue.v1.ConsumeResponse.Delivery
-	(*ConsumeResponse_Lost)(nil),        // 34: ottoscaler.queue.v1.ConsumeResponse.Lost
-	(*GetStatsResponse_TopicStats)(nil), // 35: ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	(*timestamppb.Timestamp)(nil),       // 36: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 37: google.protobuf.Duration
+	nil,                                 // 16: ottoscaler.queue.v1.Item.GivenEntry
+	nil,                                 // 17: ottoscaler.queue.v1.ScaleEvent.FieldsEntry
+	nil,                                 // 18: ottoscaler.queue.v1.ScaleEvent.EnvEntry
+	(*ProduceRequest_Open)(nil),         // 19: ottoscaler.queue.v1.ProduceRequest.Open
+	(*ProduceRequest_Offer)(nil),        // 20: ottoscaler.queue.v1.ProduceRequest.Offer
+	(*ProduceRequest_Settle)(nil),       // 21: ottoscaler.queue.v1.ProduceRequest.Settle
+	(*ProduceResponse_Opened)(nil),      // 22: ottoscaler.queue.v1.ProduceResponse.Opened
+	(*ProduceResponse_Credit)(nil),      // 23: ottoscaler.queue.v1.ProduceResponse.Credit
+	nil,                                 // 24: ottoscaler.queue.v1.Outcome.DetailsEntry
+	nil,                                 // 25: ottoscaler.queue.v1.Outcome.GivesEntry
+	(*ConsumeRequest_Open)(nil),         // 26: ottoscaler.queue.v1.ConsumeRequest.Open
+	(*ConsumeRequest_Heartbeat)(nil),    // 27: ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	(*ConsumeRequest_Verdict)(nil),      // 28: ottoscaler.queue.v1.ConsumeRequest.Verdict
+	(*ConsumeRequest_Done)(nil),         // 29: ottoscaler.queue.v1.ConsumeRequest.Done
+	(*ConsumeRequest_Retry)(nil),        // 30: ottoscaler.queue.v1.ConsumeRequest.Retry
+	(*ConsumeRequest_Reject)(nil),       // 31: ottoscaler.queue.v1.ConsumeRequest.Reject
+	nil,                                 // 32: ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	nil,                                 // 33: ottoscaler.queue.v1.ConsumeRequest.Done.GivesEntry
+	nil,                                 // 34: ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	(*ConsumeResponse_Opened)(nil),      // 35: ottoscaler.queue.v1.ConsumeResponse.Opened
+	(*ConsumeResponse_Delivery)(nil),    // 36: ottoscaler.queue.v1.ConsumeResponse.Delivery
+	(*ConsumeResponse_Lost)(nil),        // 37: ottoscaler.queue.v1.ConsumeResponse.Lost
+	(*GetStatsResponse_TopicStats)(nil), // 38: ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	(*timestamppb.Timestamp)(nil),       // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 40: google.protobuf.Duration
 }
 var file_ottoscaler_queue_v1_queue_proto_depIdxs = []int32{
 	3,  // 0: ottoscaler.queue.v1.Item.scale_event:type_name -> ottoscaler.queue.v1.ScaleEvent
 	4,  // 1: ottoscaler.queue.v1.Item.worker:type_name -> ottoscaler.queue.v1.Worker
-	16, // 2: ottoscaler.queue.v1.ScaleEvent.fields:type_name -> ottoscaler.queue.v1.ScaleEvent.FieldsEntry
-	36, // 3: ottoscaler.queue.v1.ScaleEvent.expire_time:type_name -> google.protobuf.Timestamp
-	17, // 4: ottoscaler.queue.v1.ScaleEvent.env:type_name -> ottoscaler.queue.v1.ScaleEvent.EnvEntry
-	18, // 5: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
-	19, // 6: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
-	20, // 7: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
-	21, // 8: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
-	22, // 9: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
-	7,  // 10: ottoscaler.queue.v1.ProduceResponse.outcome:type_name -> ottoscaler.queue.v1.Outcome
-	1,  // 11: ottoscaler.queue.v1.Outcome.status:type_name -> ottoscaler.queue.v1.Outcome.Status
-	23, // 12: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
-	24, // 13: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
-	26, // 14: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
-	25, // 15: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
-	26, // 16: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
-	32, // 17: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
-	33, // 18: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	34, // 19: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
-	33, // 20: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
-	0,  // 21: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
-	4,  // 22: ottoscaler.queue.v1.ReportWorkerEndRequest.worker:type_name -> ottoscaler.queue.v1.Worker
-	35, // 23: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
-	0,  // 24: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	2,  // 25: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 26: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
-	37, // 27: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
-	27, // 28: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
-	28, // 29: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
-	29, // 30: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
-	30, // 31: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
-	37, // 32: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
-	31, // 33: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
-	2,  // 34: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
-	0,  // 35: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
-	37, // 36: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
-	5,  // 37: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
-	8,  // 38: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
-	10, // 39: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
-	12, // 40: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:input_type -> ottoscaler.queue.v1.ReportWorkerEndRequest
-	14, // 41: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
-	6,  // 42: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
-	9,  // 43: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
-	11, // 44: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
-	13, // 45: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:output_type -> ottoscaler.queue.v1.ReportWorkerEndResponse
-	15, // 46: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
-	42, // [42:47] is the sub-list for method output_type
-	37, // [37:42] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	16, // 2: ottoscaler.queue.v1.Item.given:type_name -> ottoscaler.queue.v1.Item.GivenEntry
+	17, // 3: ottoscaler.queue.v1.ScaleEvent.fields:type_name -> ottoscaler.queue.v1.ScaleEvent.FieldsEntry
+	39, // 4: ottoscaler.queue.v1.ScaleEvent.expire_time:type_name -> google.protobuf.Timestamp
+	18, // 5: ottoscaler.queue.v1.ScaleEvent.env:type_name -> ottoscaler.queue.v1.ScaleEvent.EnvEntry
+	19, // 6: ottoscaler.queue.v1.ProduceRequest.open:type_name -> ottoscaler.queue.v1.ProduceRequest.Open
+	20, // 7: ottoscaler.queue.v1.ProduceRequest.offer:type_name -> ottoscaler.queue.v1.ProduceRequest.Offer
+	21, // 8: ottoscaler.queue.v1.ProduceRequest.settle:type_name -> ottoscaler.queue.v1.ProduceRequest.Settle
+	22, // 9: ottoscaler.queue.v1.ProduceResponse.opened:type_name -> ottoscaler.queue.v1.ProduceResponse.Opened
+	23, // 10: ottoscaler.queue.v1.ProduceResponse.credit:type_name -> ottoscaler.queue.v1.ProduceResponse.Credit
+	7,  // 11: ottoscaler.queue.v1.ProduceResponse.outcome:type_name -> ottoscaler.queue.v1.Outcome
+	1,  // 12: ottoscaler.queue.v1.Outcome.status:type_name -> ottoscaler.queue.v1.Outcome.Status
+	24, // 13: ottoscaler.queue.v1.Outcome.details:type_name -> ottoscaler.queue.v1.Outcome.DetailsEntry
+	25, // 14: ottoscaler.queue.v1.Outcome.gives:type_name -> ottoscaler.queue.v1.Outcome.GivesEntry
+	26, // 15: ottoscaler.queue.v1.ConsumeRequest.open:type_name -> ottoscaler.queue.v1.ConsumeRequest.Open
+	28, // 16: ottoscaler.queue.v1.ConsumeRequest.verdict:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	27, // 17: ottoscaler.queue.v1.ConsumeRequest.heartbeat:type_name -> ottoscaler.queue.v1.ConsumeRequest.Heartbeat
+	28, // 18: ottoscaler.queue.v1.ConsumeRequest.more_verdicts:type_name -> ottoscaler.queue.v1.ConsumeRequest.Verdict
+	35, // 19: ottoscaler.queue.v1.ConsumeResponse.opened:type_name -> ottoscaler.queue.v1.ConsumeResponse.Opened
+	36, // 20: ottoscaler.queue.v1.ConsumeResponse.delivery:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	37, // 21: ottoscaler.queue.v1.ConsumeResponse.lost:type_name -> ottoscaler.queue.v1.ConsumeResponse.Lost
+	36, // 22: ottoscaler.queue.v1.ConsumeResponse.more_deliveries:type_name -> ottoscaler.queue.v1.ConsumeResponse.Delivery
+	0,  // 23: ottoscaler.queue.v1.AwaitSettlementRequest.topic:type_name -> ottoscaler.queue.v1.Topic
+	4,  // 24: ottoscaler.queue.v1.ReportWorkerEndRequest.worker:type_name -> ottoscaler.queue.v1.Worker
+	38, // 25: ottoscaler.queue.v1.GetStatsResponse.topics:type_name -> ottoscaler.queue.v1.GetStatsResponse.TopicStats
+	0,  // 26: ottoscaler.queue.v1.ProduceRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	2,  // 27: ottoscaler.queue.v1.ProduceRequest.Offer.item:type_name -> ottoscaler.queue.v1.Item
+	0,  // 28: ottoscaler.queue.v1.ConsumeRequest.Open.topic:type_name -> ottoscaler.queue.v1.Topic
+	40, // 29: ottoscaler.queue.v1.ConsumeRequest.Open.lease_duration:type_name -> google.protobuf.Duration
+	29, // 30: ottoscaler.queue.v1.ConsumeRequest.Verdict.done:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done
+	30, // 31: ottoscaler.queue.v1.ConsumeRequest.Verdict.retry:type_name -> ottoscaler.queue.v1.ConsumeRequest.Retry
+	31, // 32: ottoscaler.queue.v1.ConsumeRequest.Verdict.reject:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject
+	32, // 33: ottoscaler.queue.v1.ConsumeRequest.Done.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.DetailsEntry
+	33, // 34: ottoscaler.queue.v1.ConsumeRequest.Done.gives:type_name -> ottoscaler.queue.v1.ConsumeRequest.Done.GivesEntry
+	40, // 35: ottoscaler.queue.v1.ConsumeRequest.Retry.after:type_name -> google.protobuf.Duration
+	34, // 36: ottoscaler.queue.v1.ConsumeRequest.Reject.details:type_name -> ottoscaler.queue.v1.ConsumeRequest.Reject.DetailsEntry
+	2,  // 37: ottoscaler.queue.v1.ConsumeResponse.Delivery.item:type_name -> ottoscaler.queue.v1.Item
+	2,  // 38: ottoscaler.queue.v1.ConsumeResponse.Delivery.behind:type_name -> ottoscaler.queue.v1.Item
+	0,  // 39: ottoscaler.queue.v1.GetStatsResponse.TopicStats.topic:type_name -> ottoscaler.queue.v1.Topic
+	40, // 40: ottoscaler.queue.v1.GetStatsResponse.TopicStats.oldest_age:type_name -> google.protobuf.Duration
+	5,  // 41: ottoscaler.queue.v1.QueueService.Produce:input_type -> ottoscaler.queue.v1.ProduceRequest
+	8,  // 42: ottoscaler.queue.v1.QueueService.Consume:input_type -> ottoscaler.queue.v1.ConsumeRequest
+	10, // 43: ottoscaler.queue.v1.QueueService.AwaitSettlement:input_type -> ottoscaler.queue.v1.AwaitSettlementRequest
+	12, // 44: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:input_type -> ottoscaler.queue.v1.ReportWorkerEndRequest
+	14, // 45: ottoscaler.queue.v1.QueueService.GetStats:input_type -> ottoscaler.queue.v1.GetStatsRequest
+	6,  // 46: ottoscaler.queue.v1.QueueService.Produce:output_type -> ottoscaler.queue.v1.ProduceResponse
+	9,  // 47: ottoscaler.queue.v1.QueueService.Consume:output_type -> ottoscaler.queue.v1.ConsumeResponse
+	11, // 48: ottoscaler.queue.v1.QueueService.AwaitSettlement:output_type -> ottoscaler.queue.v1.AwaitSettlementResponse
+	13, // 49: ottoscaler.queue.v1.QueueService.ReportWorkerEnd:output_type -> ottoscaler.queue.v1.ReportWorkerEndResponse
+	15, // 50: ottoscaler.queue.v1.QueueService.GetStats:output_type -> ottoscaler.queue.v1.GetStatsResponse
+	46, // [46:51] is the sub-list for method output_type
+	41, // [41:46] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_ottoscaler_queue_v1_queue_proto_init() }
@@ -2638,7 +2694,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 		(*ConsumeResponse_Lost_)(nil),
 	}
 	file_ottoscaler_queue_v1_queue_proto_msgTypes[10].OneofWrappers = []any{}
-	file_ottoscaler_queue_v1_queue_proto_msgTypes[24].OneofWrappers = []any{
+	file_ottoscaler_queue_v1_queue_proto_msgTypes[26].OneofWrappers = []any{
 		(*ConsumeRequest_Verdict_Done)(nil),
 		(*ConsumeRequest_Verdict_Retry)(nil),
 		(*ConsumeRequest_Verdict_Reject)(nil),
@@ -2649,7 +2705,7 @@ func file_ottoscaler_queue_v1_queue_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_ottoscaler_queue_v1_queue_proto_rawDesc), len(file_ottoscaler_queue_v1_queue_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
