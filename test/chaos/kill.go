@@ -28,6 +28,7 @@ type site struct {
 	*lab.Processes
 	events *lab.Events
 	pods   corev1client.PodInterface
+	quotas corev1client.ResourceQuotaInterface
 }
 
 func newSite(ctx context.Context, l *lab.Lab) (*site, error) {
@@ -39,7 +40,7 @@ func newSite(ctx context.Context, l *lab.Lab) (*site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &site{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns)}
+	s := &site{Processes: p, events: l.Events(ns), pods: l.Core.Pods(ns), quotas: l.Core.ResourceQuotas(ns)}
 	err = s.Start(lab.Consumer, lab.Scaler)
 	if err == nil {
 		err = s.AwaitReady(ctx, lab.Consumer, lab.Scaler)

@@ -13,7 +13,10 @@ import (
 	"github.com/ottoscaler/ottoscaler/internal/dev/report"
 	"github.com/ottoscaler/ottoscaler/internal/pod"
 	"github.com/ottoscaler/ottoscaler/pkg/scaleevent"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1apply "k8s.io/client-go/applyconfigurations/core/v1"
 )
 
 const (
@@ -51,8 +54,9 @@ func (m model) next(r *rand.Rand) scaleevent.Event {
 	return e
 }
 
-// storm publishes random events while it kills the scaler, the consumer or both
-// at random, and compares what is left in the end with the model.
+// storm publishes random events while it kills the scaler, the consumer or both at
+// random, and a quota comes and goes, so that scale_ups wait or give way. It compares what
+// is left in the end with the model.
 func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 	events, kills := 1000, 40
 	if quick {
@@ -66,6 +70,10 @@ func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
 
+	s.Set(lab.Consumer, "POISON_AFTER=0") // the crashes are ours, and an event may wait through many
+	if err := s.limit(ctx, noLimit); err != nil {
+		return row, err
+	}
 	seed := uint64(time.Now().UnixNano())
 	fmt.Fprintf(os.Stderr, "%s: seed %d\n", stormName, seed)
 	r := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a storm, no secret
@@ -73,6 +81,9 @@ func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 	var ids []string
 	var recoveries []time.Duration
 	for kill := range kills {
+		if err := s.limit(ctx, []int{noLimit, r.IntN(stormTasks)}[r.IntN(2)]); err != nil {
+			return row, err
+		}
 		for range events / kills {
 			id, err := s.events.Publish(ctx, want.next(r))
 			if err != nil {
@@ -92,6 +103,9 @@ func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 		recoveries = append(recoveries, time.Since(begin))
 		fmt.Fprintf(os.Stderr, "%s: kill %d of %d, %d events sent\n", stormName, kill+1, kills, len(ids))
 	}
+	if err := s.limit(ctx, noLimit); err != nil {
+		return row, err
+	}
 	results, err := s.events.AwaitAll(ctx, ids...)
 	if err != nil {
 		return row, err
@@ -102,6 +116,7 @@ func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 	}
 	last := map[string]int{} // place of the last result of each task among the events
 	place := map[string]int{}
+	given := 0
 	for i, id := range ids {
 		place[id] = i
 	}
@@ -113,9 +128,27 @@ func storm(ctx context.Context, l *lab.Lab, quick bool) (row Row, err error) {
 			row.Reordered++
 		}
 		last[result.TaskID] = place[result.EventID]
+		if result.Details["not_made"] != "" {
+			given++
+		}
 	}
+	fmt.Fprintf(os.Stderr, "%s: %d scale_downs were given something by scale_ups that could not be carried out\n", stormName, given)
 	row.Lost, row.Duplicated, err = s.compare(ctx, want)
 	return row, err
+}
+
+// noLimit is more workers than a storm has.
+const noLimit = 10_000
+
+// limit has a quota allow so many workers.
+func (s *site) limit(ctx context.Context, n int) error {
+	quota := corev1apply.ResourceQuota("storm", "").WithSpec(corev1apply.ResourceQuotaSpec().WithHard(corev1.ResourceList{
+		corev1.ResourcePods: *resource.NewQuantity(int64(n), resource.DecimalSI),
+	}))
+	if _, err := s.quotas.Apply(ctx, quota, metav1.ApplyOptions{FieldManager: "chaos", Force: true}); err != nil {
+		return fmt.Errorf("setting a quota: %w", err)
+	}
+	return nil
 }
 
 // compare counts the workers that a model wants and are not there, and those that
