@@ -51,7 +51,7 @@ type setting func(ctx context.Context) (*intake.Ground, error)
 // durable is a server that has written down what it has answered.
 func durable(config ...string) setting {
 	return func(ctx context.Context) (*intake.Ground, error) {
-		return intake.Single(ctx, redis.Options{AppendOnly: true, Config: append(config, "appendfsync always"), Output: os.Stderr})
+		return intake.Single(ctx, redis.Options{AppendOnly: true, Config: config, Output: os.Stderr})
 	}
 }
 
@@ -466,7 +466,7 @@ func loading(ctx context.Context) (*intake.Ground, error) {
 
 // behindProxy is a server that the consumer reaches through a proxy.
 func behindProxy(ctx context.Context) (*intake.Ground, error) {
-	return intake.BehindProxy(ctx, redis.Options{AppendOnly: true, Config: []string{"appendfsync always"}, Output: os.Stderr})
+	return intake.BehindProxy(ctx, redis.Options{AppendOnly: true, Output: os.Stderr})
 }
 
 func watched(ctx context.Context) (*intake.Ground, error) {

@@ -41,7 +41,8 @@ type Options struct {
 	// Bind are the addresses to listen on; 127.0.0.1 by default. The first one is
 	// the Host of the server.
 	Bind []string
-	// AppendOnly keeps every write on disk, to survive Kill and Restart.
+	// AppendOnly has the server answer a write only once it is on disk, so that all
+	// that was answered survives Kill and Restart.
 	AppendOnly bool
 	// Password of the default user; by default, one is made up.
 	Password string
@@ -218,6 +219,9 @@ func (s *Server) config() string {
 		"dir " + strconv.Quote(s.opts.Dir),
 		`save ""`,
 		"appendonly " + appendOnly,
+		// With everysec, its default, what is answered during a slow fsync waits in the
+		// server's memory for up to two seconds (aof_buffer_length of INFO).
+		"appendfsync always",
 		"daemonize no",
 	}
 	return strings.Join(slices.Concat(lines, s.opts.Config, s.extra), "\n") + "\n"
