@@ -46,6 +46,20 @@ func TestProbesAskThePortThatTheProgramListensOn(t *testing.T) {
 	}
 }
 
+// The log of a container is that of its next attempt, as soon as there is one.
+func TestTheLastWordsOfAProgramAreInItsStatus(t *testing.T) {
+	for what, pod := range podSpecs(t, render(t, "ottoscaler", withLogServer())) {
+		if strings.HasPrefix(what, "pool ") {
+			continue // the user's own programs
+		}
+		for _, c := range pod.Spec.Containers {
+			if got := c.TerminationMessagePolicy; got != corev1.TerminationMessageFallbackToLogsOnError {
+				t.Errorf("%s, container %s: terminationMessagePolicy is %q", what, c.Name, got)
+			}
+		}
+	}
+}
+
 func TestValuesReachTheProgramsAsTheyWereWritten(t *testing.T) {
 	vals := minimal()
 	env := vals["consumer"].(values)["env"].(values)

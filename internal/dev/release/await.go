@@ -159,7 +159,7 @@ func (w watcher) hopeless(ctx context.Context) error {
 		}
 		for _, c := range p.Status.ContainerStatuses {
 			if end := ended(c); end != nil && end.ExitCode == exitMisconfigured {
-				return fmt.Errorf("%s refuses to start: %s", c.Name, w.lastWords(ctx, p.Name, c))
+				return fmt.Errorf("%s refuses to start: %s", c.Name, lastWords(c))
 			}
 			waiting := c.State.Waiting
 			if waiting == nil {
@@ -187,16 +187,17 @@ func ended(c corev1.ContainerStatus) *corev1.ContainerStateTerminated {
 	return c.LastTerminationState.Terminated
 }
 
-// lastWords returns the last line of a container's log.
-func (w watcher) lastWords(ctx context.Context, pod string, c corev1.ContainerStatus) string {
-	lines := int64(1)
-	out, err := w.client.CoreV1().Pods(w.opts.Namespace).GetLogs(pod, &corev1.PodLogOptions{
-		Container: c.Name, Previous: c.State.Terminated == nil, TailLines: &lines,
-	}).DoRaw(ctx)
-	if err != nil || len(out) == 0 {
-		return "its log may say why (make logs C=" + c.Name + ")"
+// lastWords returns the last line that the latest attempt of a container to have
+// ended has said. It is of the status, in which the chart has the kubelet put it
+// together with the exit code: what the log shows may be of the next attempt by now.
+func lastWords(c corev1.ContainerStatus) string {
+	if end := ended(c); end != nil {
+		lines := strings.Split(strings.TrimSpace(end.Message), "\n")
+		if last := lines[len(lines)-1]; last != "" {
+			return last
+		}
 	}
-	return strings.TrimSpace(string(out))
+	return "its log may say why (make logs C=" + c.Name + ")"
 }
 
 // story tells what the containers wait for, when the time is over.
@@ -211,7 +212,7 @@ func (w watcher) story() string {
 	for _, p := range pods {
 		for _, c := range p.Status.ContainerStatuses {
 			if !c.Ready {
-				fmt.Fprintf(&story, "; %s: %s", c.Name, w.lastWords(ctx, p.Name, c))
+				fmt.Fprintf(&story, "; %s: %s", c.Name, lastWords(c))
 			}
 		}
 		for _, condition := range p.Status.Conditions {
