@@ -103,6 +103,16 @@ func (v *vault) masker(t *testing.T, refs string) func() *mask.Masker {
 	return m
 }
 
+// awaitRefusal waits until a Secret that is forbidden was asked for.
+func (v *vault) awaitRefusal(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !strings.Contains(strings.Join(v.told.lines(), ""), "forbidden"); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody asks for the Secret")
+		}
+	}
+}
+
 func wantText(t *testing.T, m func() *mask.Masker, text, want string) {
 	t.Helper()
 	if got := m().Text(text); got != want {
@@ -146,10 +156,17 @@ func TestNoLineIsReadBeforeTheSecretsAre(t *testing.T) {
 	v := newVault(t, "")
 	v.closed = errors.New("secrets is forbidden")
 	v.source("a").Add(secret("a", map[string]string{"token": "swordfish"}))
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	if m, err := v.Masker(ctx, asking("a")); err == nil {
-		t.Fatalf("there is a masker: %v", m())
+	answer := make(chan error, 1)
+	go func() {
+		_, err := v.Masker(ctx, asking("a"))
+		answer <- err
+	}()
+	v.awaitRefusal(t)
+	cancel()
+	if err := <-answer; err == nil {
+		t.Fatal("there is a masker")
 	}
 	v.mu.Lock()
 	v.closed = nil
@@ -286,11 +303,7 @@ func TestWorkerThatGoesBeforeItsSecretsAreKnownShowsNothing(t *testing.T) {
 	r.cluster.Add(w)
 	r.source("agent").Print(at(0)[0], "my swordfish")
 	r.offer(w)
-	for deadline := time.Now().Add(patience); !strings.Contains(strings.Join(v.told.lines(), ""), "forbidden"); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("nobody asks for the Secret")
-		}
-	}
+	v.awaitRefusal(t)
 	r.cluster.Delete(w)
 	r.outcome()
 	end := r.worker()
