@@ -239,12 +239,8 @@ func TestARestartGoesOnWithItsOwnPendingEntriesFirstAndInOrder(t *testing.T) {
 	for i := range 3 {
 		want = append(want, w.up(fmt.Sprint("new", i)))
 	}
-	again := w.join("a").run()
-	start := time.Now()
+	again := w.join("a", reclaimAfter(time.Hour)).run()
 	got := again.subscribe(2 * n).await(n + 3)
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("it took %s, as if the entries had to be reclaimed", took)
-	}
 	var ids []string
 	for _, d := range got {
 		ids = append(ids, d.ID)
@@ -906,14 +902,14 @@ func TestStoppingWaitsForOutcomesAndLeavesTheRestPending(t *testing.T) {
 func TestStoppingDoesNotWaitForEventsThatNobodyWorksOn(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redis.Options{})
-	m := w.join("a", drainTimeout(time.Minute)).run()
+	m := w.join("a", drainTimeout(10*time.Minute)).run()
 	h := m.subscribe(4)
 	w.up("t")
 	h.await(1)
 	h.leave()
 	start := time.Now()
 	m.stop()
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > time.Minute {
 		t.Errorf("stopping took %s", took)
 	}
 	if got := w.pendingCount(); got != 1 {
