@@ -85,7 +85,7 @@ func (c *Cluster) start(ctx context.Context) (node *Server, bus int, err error) 
 }
 
 // Replicate gives the node that has a key a replica, which takes over when that node is
-// gone, and waits until the replica has all of it.
+// gone, and waits until the replica has all of it and can be elected.
 func (c *Cluster) Replicate(ctx context.Context, key string) (master, replica *Server, err error) {
 	slot, err := c.clients[0].ClusterKeySlot(ctx, key).Result()
 	if err != nil {
@@ -105,6 +105,10 @@ func (c *Cluster) Replicate(ctx context.Context, key string) (master, replica *S
 	if err := c.clients[0].Do(ctx, "CLUSTER", "MEET", replica.Host, replica.Port, bus).Err(); err != nil {
 		return nil, nil, fmt.Errorf("introducing a replica: %w", err)
 	}
+	name, err := client.ClusterMyID(ctx).Result()
+	if err != nil {
+		return nil, nil, fmt.Errorf("asking a replica for its name: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	told := false
@@ -116,12 +120,39 @@ func (c *Cluster) Replicate(ctx context.Context, key string) (master, replica *S
 			told = true
 		}
 		info, err := client.Info(ctx, "replication").Result()
-		nodes, nerr := c.clients[owner].ClusterNodes(ctx).Result()
-		if err == nil && nerr == nil && strings.Contains(info, "master_link_status:up") && strings.Contains(nodes, "slave "+c.names[owner]) {
+		if err == nil && strings.Contains(info, "master_link_status:up") && c.electable(ctx, client, name, owner) {
 			return c.Nodes[owner], replica, nil
 		}
 	}
 	return nil, nil, fmt.Errorf("waiting for a replica of node %d: %w", owner, errors.Join(err, ctx.Err()))
+}
+
+// electable tells whether a replica of a node would get the votes to follow it. Who is of
+// the cluster is only told by one node to the next, and a master ignores whom it does not
+// know: a replica that nobody but its lost master knew would ask for votes for ever.
+func (c *Cluster) electable(ctx context.Context, replica *redis.Client, name string, of int) bool {
+	for i, client := range c.clients {
+		if !knows(ctx, client, name, "slave", c.names[of]) || !knows(ctx, replica, c.names[i], "master", "-") {
+			return false
+		}
+	}
+	return true
+}
+
+// knows tells whether a node is connected to another, as one of that role and master.
+func knows(ctx context.Context, client *redis.Client, name, role, master string) bool {
+	nodes, err := client.ClusterNodes(ctx).Result()
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(nodes) {
+		// Name, address, flags, master, ping sent, pong received, epoch, state of the link.
+		f := strings.Fields(line)
+		if len(f) >= 8 && f[0] == name {
+			return f[2] == role && f[3] == master && f[7] == "connected"
+		}
+	}
+	return false
 }
 
 func (c *Cluster) whole(ctx context.Context) bool {
