@@ -80,17 +80,41 @@ func (g Group) Start(s Spec) (started bool, err error) {
 	if s.Cgroup != nil {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(s.Cgroup.Fd())
 	}
+	ended := make(chan struct{})
 	err = onThread(s.Enter, func() error {
 		if err := cmd.Start(); err != nil {
 			return err
 		}
-		go func() { _ = cmd.Wait() }() // reaps it if it dies while we run; how it ended is in its log
+		go func() {
+			defer close(ended)
+			_ = cmd.Wait() // reaps it if it dies while we run; how it ended is in its log
+		}()
 		return nil
 	})
 	if err != nil {
 		return false, fmt.Errorf("starting %s: %w", s.Name, err)
 	}
+	g.awaitEnviron(cmd.Process.Pid, ended)
 	return true, nil
+}
+
+// awaitEnviron waits until a new process can be recognised, or has ended. The kernel says
+// that its program was started before the program's environment is in its place, which
+// takes as long as the program's file takes to be read.
+func (g Group) awaitEnviron(pid int, ended <-chan struct{}) {
+	late := time.After(10 * time.Second)
+	for {
+		if _, ok := g.member(pid); ok {
+			return
+		}
+		select {
+		case <-ended:
+			return
+		case <-late:
+			return // whoever waits for what it does will see
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // Run runs a program to its end, for example within a node's namespaces, and

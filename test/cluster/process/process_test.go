@@ -3,6 +3,7 @@ package process_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -48,6 +49,18 @@ func TestAProcessIsStartedOnce(t *testing.T) {
 	}
 	if start(t, g, s) {
 		t.Error("second start: started it again")
+	}
+}
+
+// A new process has no environment for a moment.
+func TestAProcessIsKnownWhenStartReturns(t *testing.T) {
+	g, spec := group(t)
+	for i := range 200 {
+		s := spec(fmt.Sprint("p", i), "sleep 100")
+		start(t, g, s)
+		if _, running, err := g.Find(s); !running || err != nil {
+			t.Fatalf("process %d: running = %v, %v", i, running, err)
+		}
 	}
 }
 
