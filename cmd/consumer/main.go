@@ -38,6 +38,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	stream.Quiet()
 	// Nearly all that an event leaves behind is garbage within a millisecond, and the
 	// heap is small: by default, a sixth of the time under load goes to its collection.
+	// Near the memory limit of the container the runtime collects more often by itself.
 	daemon.KeepGarbage(400)
 	server, err := cfg.Server()
 	if err != nil {

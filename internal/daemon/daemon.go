@@ -76,6 +76,9 @@ func mainTo[C Config](stdout, stderr io.Writer, args []string, run func(context.
 	log := newLogger(stderr, cfg.LogSettings())
 	ctx, stop := stopBySignal(log)
 	defer stop()
+	if err := limitMemory(); err != nil {
+		log.DebugContext(ctx, "the memory limit is unknown, and the runtime heeds none; GOMEMLIMIT sets one", "err", err)
+	}
 	log.DebugContext(ctx, "starting", "program", filepath.Base(os.Args[0]), "version", Version())
 	err := run(ctx, cfg, log)
 	var misconfigured *misconfiguredError

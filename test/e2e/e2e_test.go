@@ -106,6 +106,27 @@ func tearDown(failed bool) error {
 	return errors.Join(err, site.Close())
 }
 
+// The runtime of each program heeds the memory limit of its container.
+func TestProgramsKnowTheirMemoryLimit(t *testing.T) {
+	list, err := site.Core.Pods(site.namespace).List(t.Context(), metav1.ListOptions{LabelSelector: "app.kubernetes.io/component=main"})
+	if err != nil || len(list.Items) != 1 {
+		t.Fatalf("%d main pods, %v; want one", len(list.Items), err)
+	}
+	main := &list.Items[0]
+	for _, c := range main.Spec.Containers {
+		metrics, err := site.Core.Pods(site.namespace).ProxyGet("http", main.Name, strconv.Itoa(int(c.Ports[0].ContainerPort)), "metrics", nil).DoRaw(t.Context())
+		if err != nil {
+			t.Fatalf("the metrics of %s: %v", c.Name, err)
+		}
+		_, limit, _ := strings.Cut(string(metrics), "\ngo_gc_gomemlimit_bytes ")
+		limit, _, _ = strings.Cut(limit, "\n")
+		got, err := strconv.ParseFloat(limit, 64)
+		if want := float64(c.Resources.Limits.Memory().Value()); err != nil || got >= want || got < want/2 {
+			t.Errorf("%s heeds a limit of %q bytes (%v), want most of the %.0f that it has", c.Name, limit, err, want)
+		}
+	}
+}
+
 // The story of one task, told in order; each part builds on the one before it.
 func TestATaskFromItsEventToItsLastLine(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
