@@ -87,6 +87,7 @@ func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn) error {
 		if err != nil {
 			return err
 		}
+		ever := c.following.ever(m)
 		if have >= want.Replicas {
 			if c.following.keepUp() {
 				c.log.InfoContext(ctx, "Redis' replicas keep up again", "replicas", have)
@@ -98,7 +99,7 @@ func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn) error {
 			patience = min(patience, replicasLeft)
 		}
 		waited := time.Since(begun)
-		if m.hadReplicas && waited < patience && !c.following.knows(s) {
+		if ever && waited < patience && !c.following.knows(s) {
 			continue
 		}
 		if c.following.goOn(s) {
@@ -113,6 +114,9 @@ func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn) error {
 // A following is what we know of how replicas follow their master.
 type following struct {
 	mu sync.Mutex
+	// had says whether any master had a replica. One that has just been started does not
+	// know that it had; guarded by mu.
+	had bool
 	// without is the shortfall that we go on with; guarded by mu.
 	without shortfall
 }
@@ -122,6 +126,14 @@ type following struct {
 type shortfall struct {
 	master    string
 	connected int
+}
+
+// ever reports whether a master, or one before it, had a replica.
+func (f *following) ever(m master) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.had = f.had || m.hadReplicas
+	return f.had
 }
 
 // behind reports whether the last answer was one that not enough replicas had.
@@ -201,6 +213,9 @@ func (c *Consumer) checkReplication(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close() //nolint:errcheck // it goes back to its pool
-	_, _, err = askMaster(ctx, conn, 0, replicasGlanced)
+	_, m, err := askMaster(ctx, conn, 0, replicasGlanced)
+	if err == nil {
+		c.following.ever(m)
+	}
 	return err
 }
