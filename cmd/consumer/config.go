@@ -31,7 +31,7 @@ type Config struct {
 	// none unless one says so.
 	RedisWaitReplicas int `split_words:"true" default:"-1" desc:"how many replicas must have an outcome before it counts as stored, as far as they are connected; -1: 1 with REDIS_SENTINEL_MASTER or REDIS_CLUSTER, else 0"`
 	// RedisWaitTimeout should be longer than a failover takes.
-	RedisWaitTimeout time.Duration `split_words:"true" default:"20s" desc:"how long to wait for replicas that are connected and do not answer, or that have left; longer than a failover takes"`
+	RedisWaitTimeout time.Duration `split_words:"true" default:"1m" desc:"how long to wait for replicas that are connected and do not answer, longer than a failover takes; those that have left are waited for 5s at most"`
 
 	// ReclaimAfter is how long a single entry may be without a sign of life. It is a
 	// net: the consumer takes over everything at once when its scaler subscribes.

@@ -22,16 +22,16 @@ func (c *Consumer) endsKey() string { return c.cfg.Results + ":ends" }
 // before. It reports whether it did.
 func (c *Consumer) addEnd(ctx context.Context, id string, result scaleevent.Result) (added bool, err error) {
 	if id == "" {
-		return true, c.replicated(ctx, func(rdb redis.Cmdable) error { return c.addResult(ctx, rdb, result).Err() })
+		return true, c.replicated(ctx, func(rdb redis.Cmdable) (bool, error) { return true, c.addResult(ctx, rdb, result).Err() })
 	}
 	args := []any{id, time.Now().UnixMilli(), maxEnds, c.cfg.ResultsMaxLen}
 	for _, value := range resultValues(result) {
 		args = append(args, value)
 	}
-	err = c.replicated(ctx, func(rdb redis.Cmdable) error {
+	err = c.replicated(ctx, func(rdb redis.Cmdable) (bool, error) {
 		n, err := rdb.Eval(ctx, addEndScript, []string{c.cfg.Results, c.endsKey()}, args...).Int()
 		added = n == 1
-		return err
+		return added, err
 	})
 	return added, err
 }

@@ -30,9 +30,9 @@ func (c *Consumer) given(ctx context.Context, ids []string) (map[string]map[stri
 	values, err := c.rdb.HMGet(ctx, key, ids...).Result()
 	if slices.ContainsFunc(values, func(value any) bool { return value != nil }) {
 		// A new master that lacks this has the event that gave it, with all of its work.
-		err = c.replicated(ctx, func(rdb redis.Cmdable) (err error) {
+		err = c.replicated(ctx, func(rdb redis.Cmdable) (wrote bool, err error) {
 			values, err = rdb.HMGet(ctx, key, ids...).Result()
-			return err //nolint:wrapcheck // done below
+			return false, err //nolint:wrapcheck // done below
 		})
 	}
 	if err != nil {

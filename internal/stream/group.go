@@ -167,11 +167,11 @@ func (c *Consumer) Settled(ctx context.Context, id string) (settled bool, err er
 	if c.look(id) != nil {
 		return false, nil // also while its group is made again
 	}
-	err = c.replicated(ctx, func(rdb redis.Cmdable) error {
-		settled, err = c.settled(ctx, rdb, id)
-		return err
-	})
-	return settled && err == nil, err
+	settled, err = c.settled(ctx, c.rdb, id)
+	if err != nil || !settled || c.cfg.Replication.Replicas == 0 {
+		return settled && err == nil, err
+	}
+	return c.confirm(ctx, id)
 }
 
 func (c *Consumer) settled(ctx context.Context, rdb redis.Cmdable, id string) (bool, error) {

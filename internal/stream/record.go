@@ -214,10 +214,10 @@ func cause(cmds []redis.Cmder, err error) error {
 type refusal string
 
 // refusedBy makes a refusal. Redis words a missing right in another way than outside
-// of a script.
+// of a script: in one way before 7.2, in the other since.
 func refusedBy(reply string) refusal {
 	reply = strings.TrimPrefix(reply, "ERR ")
-	if strings.HasPrefix(reply, "The user executing the script can't") {
+	if strings.HasPrefix(reply, "The user executing the script can't") || strings.HasPrefix(reply, "ACL failure in script: ") {
 		reply = "NOPERM " + reply
 	}
 	return refusal(reply)

@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/ottoscaler/ottoscaler/internal/backoff"
 )
 
 // Replication says how many of Redis' replicas must have an outcome before it counts as
@@ -35,20 +38,36 @@ const (
 	replicasLeft = 5 * time.Second
 )
 
+// replicasPolicy is how often we look again where Redis does not wait.
+var replicasPolicy = backoff.Policy{Initial: 5 * time.Millisecond, Max: 50 * time.Millisecond}
+
+// mostReplicated bounds the connections that wait for replicas at once: the others of
+// their pool are for who reads and looks.
+const mostReplicated = settlers + 2
+
 // replicated calls do with a way to Redis, and returns only when replicas have what the
-// master had when do returned. It has to be one connection: one to a new master would be
-// told that all is replicated of what that master knows.
-func (c *Consumer) replicated(ctx context.Context, do func(rdb redis.Cmdable) error) error {
+// master had when do returned, which says whether it has written. It has to be one
+// connection: one to a new master would be told that all is replicated of what that master
+// knows.
+func (c *Consumer) replicated(ctx context.Context, do func(rdb redis.Cmdable) (wrote bool, err error)) error {
 	if c.cfg.Replication.Replicas == 0 {
-		return do(c.rdb)
+		_, err := do(c.rdb)
+		return err
+	}
+	select {
+	case c.replicating <- struct{}{}:
+		defer func() { <-c.replicating }()
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	conn, err := c.connection(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Close() //nolint:errcheck // it goes back to its pool
-	if err = do(conn); err == nil {
-		err = c.awaitReplicas(ctx, conn)
+	wrote, err := do(conn)
+	if err == nil {
+		err = c.awaitReplicas(ctx, conn, wrote)
 	}
 	if cluster, ok := c.rdb.(*redis.ClusterClient); ok && err != nil {
 		cluster.ReloadState(ctx) // it does not see the reply, which may be MOVED
@@ -76,16 +95,33 @@ func (c *Consumer) connection(ctx context.Context) (*redis.Conn, error) {
 // without them where there never were any, and when it has waited long enough. One that
 // is back gets all that it has missed before it can take over, and is waited for from
 // then on.
-func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn) error {
+//
+// WAIT is about what the connection has written. From Redis 7.2 on it does not wait after
+// a read: then those replicas count that have acknowledged where the master was after
+// the read, which they do once a second.
+func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn, wrote bool) error {
 	want := c.cfg.Replication
+	var read int64 // where the master was
+	if !wrote {
+		m, err := askMaster(ctx, conn)
+		if err != nil {
+			return err
+		}
+		read = m.offset
+	}
 	asked := replicasAsked
 	if c.following.behind() {
 		asked = replicasGlanced
 	}
-	for begun := time.Now(); ; asked = replicasAsked {
-		have, m, err := askMaster(ctx, conn, want.Replicas, asked)
+	begun := time.Now()
+	for range replicasPolicy.Attempts(ctx) {
+		have, m, err := waitForReplicas(ctx, conn, want.Replicas, asked)
 		if err != nil {
 			return err
+		}
+		asked = replicasAsked
+		if !wrote {
+			have = m.acknowledged(read)
 		}
 		ever := c.following.ever(m)
 		if have >= want.Replicas {
@@ -109,6 +145,7 @@ func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn) error {
 		c.metrics.unreplicated.Inc()
 		return nil
 	}
+	return ctx.Err()
 }
 
 // A following is what we know of how replicas follow their master.
@@ -168,26 +205,62 @@ type master struct {
 	replicas int
 	// hadReplicas says whether it had one within the last hour (repl-backlog-ttl), or was one.
 	hadReplicas bool
+	// offset is where it is, and acks where each of its replicas was when it last told.
+	offset int64
+	acks   []int64
 }
 
-// askMaster waits until so many replicas have what the connection's master has, or until
-// the time is over. It returns how many have it.
-func askMaster(ctx context.Context, conn *redis.Conn, want int, wait time.Duration) (have int, m master, err error) {
+// acknowledged returns how many replicas have told that they were there.
+func (m master) acknowledged(offset int64) (n int) {
+	for _, ack := range m.acks {
+		if ack >= offset {
+			n++
+		}
+	}
+	return n
+}
+
+// askMaster asks the connection's master for its replication.
+func askMaster(ctx context.Context, conn *redis.Conn) (master, error) {
+	info := conn.InfoMap(ctx, "replication")
+	if err := info.Err(); err != nil {
+		return master{}, fmt.Errorf("asking Redis for its replicas: %w", err)
+	}
+	return masterIn(info)
+}
+
+// waitForReplicas is askMaster, after a wait until so many replicas have what the
+// connection has written, or until the time is over. It returns how many have it.
+func waitForReplicas(ctx context.Context, conn *redis.Conn, want int, wait time.Duration) (have int, m master, err error) {
 	pipe := conn.Pipeline()
 	replicas, info := pipe.Do(ctx, "wait", want, wait.Milliseconds()), pipe.InfoMap(ctx, "replication")
 	if _, err := pipe.Exec(ctx); err != nil {
 		return 0, m, fmt.Errorf("waiting for %d replicas: %w", want, err)
 	}
+	if have, err = replicas.Int(); err != nil {
+		return 0, m, fmt.Errorf("waiting for %d replicas: %w", want, err)
+	}
+	m, err = masterIn(info)
+	return have, m, err
+}
+
+func masterIn(info *redis.InfoCmd) (m master, err error) {
 	says := info.Val()["Replication"]
 	m = master{id: says["master_replid"], hadReplicas: says["repl_backlog_active"] == "1"}
 	if m.replicas, err = strconv.Atoi(says["connected_slaves"]); err != nil {
-		return 0, m, fmt.Errorf("asking Redis for its replicas: %w", err)
+		return m, fmt.Errorf("asking Redis for its replicas: %w", err)
 	}
-	have, err = replicas.Int()
-	if err != nil {
-		return 0, m, fmt.Errorf("waiting for %d replicas: %w", want, err)
+	if m.offset, err = strconv.ParseInt(says["master_repl_offset"], 10, 64); err != nil {
+		return m, fmt.Errorf("asking Redis for its replicas: %w", err)
 	}
-	return have, m, nil
+	for i := range m.replicas {
+		_, ack, _ := strings.Cut(says["slave"+strconv.Itoa(i)], ",offset=")
+		ack, _, _ = strings.Cut(ack, ",")
+		if n, err := strconv.ParseInt(ack, 10, 64); err == nil { // else it has told nothing yet
+			m.acks = append(m.acks, n)
+		}
+	}
+	return m, nil
 }
 
 // leader tells masters apart between which there may be a failover.
@@ -213,7 +286,7 @@ func (c *Consumer) checkReplication(ctx context.Context) error {
 		return err
 	}
 	defer conn.Close() //nolint:errcheck // it goes back to its pool
-	_, m, err := askMaster(ctx, conn, 0, replicasGlanced)
+	_, m, err := waitForReplicas(ctx, conn, 0, replicasGlanced)
 	if err == nil {
 		c.following.ever(m)
 	}

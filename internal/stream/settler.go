@@ -33,6 +33,9 @@ func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scale
 			return fmt.Errorf("waiting for outcomes: %w", err)
 		}
 		outcomes, batch, restored := c.begin(outcomes)
+		if len(outcomes) == 0 {
+			continue
+		}
 		if !c.settle(ctx, batch) {
 			return nil
 		}
@@ -125,7 +128,7 @@ func (s *settlement) describe() {
 // ended before; then the entries stay pending, and their events are delivered again.
 func (c *Consumer) settle(ctx context.Context, batch []settlement) bool {
 	for attempt := range backoff.Default.Attempts(ctx) {
-		err := c.replicated(ctx, func(rdb redis.Cmdable) error { return c.tryToSettle(ctx, rdb, batch, attempt.Number > 1) })
+		err := c.replicated(ctx, func(rdb redis.Cmdable) (bool, error) { return c.tryToSettle(ctx, rdb, batch, attempt.Number > 1) })
 		if err == nil {
 			c.link.works("storing outcomes")
 			c.noteSettled(ctx, batch)
@@ -138,11 +141,12 @@ func (c *Consumer) settle(ctx context.Context, batch []settlement) bool {
 	return false
 }
 
-func (c *Consumer) tryToSettle(ctx context.Context, rdb redis.Cmdable, batch []settlement, again bool) error {
+// tryToSettle stores outcomes, and reports whether there was something to write.
+func (c *Consumer) tryToSettle(ctx context.Context, rdb redis.Cmdable, batch []settlement, again bool) (wrote bool, err error) {
 	if again {
 		// The try before may have succeeded, and its reply got lost.
 		if err := c.findStored(ctx, rdb, batch); err != nil {
-			return err
+			return false, err
 		}
 	}
 	for i := range batch {
@@ -150,9 +154,8 @@ func (c *Consumer) tryToSettle(ctx context.Context, rdb redis.Cmdable, batch []s
 		if s.outcome.Status != queue.Rejected || s.buried || s.fields != nil {
 			continue
 		}
-		var err error
 		if s.fields, err = c.original(ctx, rdb, s.outcome.ItemID, s.flight); err != nil {
-			return err
+			return false, err
 		}
 	}
 	return c.store(ctx, rdb, batch)
@@ -215,8 +218,9 @@ func (c *Consumer) original(ctx context.Context, rdb redis.Cmdable, id string, f
 }
 
 // store writes results, with the dead letters of rejected events, and acknowledges
-// the entries, in one transaction. It marks what is stored if not all is.
-func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlement) error {
+// the entries, in one transaction. It marks what is stored if not all is, and reports
+// whether there was something to write.
+func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlement) (wrote bool, err error) {
 	r := record{results: make([]told, 0, len(batch)), acks: make([]*string, 0, len(batch))}
 	for i := range batch {
 		s := &batch[i]
@@ -235,14 +239,14 @@ func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlem
 		}
 	}
 	if len(r.acks)+len(r.givers) == 0 {
-		return nil
+		return false, nil
 	}
 	done, err := c.write(ctx, rdb, r)
 	if err == nil && done.acks < len(r.acks)+len(r.givers) {
 		err = c.acknowledgeUnread(ctx, rdb, record{acks: r.acks, givers: r.givers})
 	}
 	if err == nil {
-		return nil
+		return true, nil
 	}
 	// What is not known is taken for stored nowhere.
 	leader, _ := c.leader(ctx, rdb)
@@ -258,7 +262,7 @@ func (c *Consumer) store(ctx context.Context, rdb redis.Cmdable, batch []settlem
 			done.results--
 		}
 	}
-	return fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
+	return true, fmt.Errorf("storing the outcomes of %d events: %w", len(batch), err)
 }
 
 // acknowledgeUnread acknowledges entries of which some were not pending. That may be
@@ -273,7 +277,7 @@ func (c *Consumer) acknowledgeUnread(ctx context.Context, rdb redis.Cmdable, r r
 	for n := 1; n > 0; {
 		var err error
 		n, err = rdb.Eval(ctx, readScript, []string{c.cfg.Stream}, c.cfg.Group, c.cfg.Consumer, last, page).Int()
-		if isNoGroup(err) {
+		if isNoGroup(err) || isNoStream(err) {
 			return nil // it is made again from where we had got to
 		}
 		if err != nil {
@@ -393,7 +397,7 @@ func (c *Consumer) reject(ctx context.Context, id string, fields map[string]stri
 		batch[0].buried, batch[0].recorded = before.buried, before.recorded
 	}
 	c.mu.Unlock()
-	err := c.store(ctx, c.rdb, batch)
+	_, err := c.store(ctx, c.rdb, batch)
 	c.mu.Lock()
 	if err != nil && (batch[0].buried || batch[0].recorded) {
 		c.halfRejected[id] = batch[0]

@@ -122,6 +122,8 @@ type Consumer struct {
 	paused       atomic.Bool
 	pauseChecked atomic.Int64
 	following    following
+	replicating  chan struct{} // a token of each that waits for replicas
+	confirming   confirming
 	// own is where the reader goes on in our own pending entries: empty when it has
 	// read them all. Only the reader uses it.
 	own string
@@ -203,6 +205,7 @@ func New(cfg Config, rdb redis.UniversalClient, dial func() redis.UniversalClien
 		inFlight:     map[string]*flight{},
 		halfRejected: map[string]settlement{},
 		landed:       make(chan struct{}),
+		replicating:  make(chan struct{}, mostReplicated),
 
 		unreportedMore: make(chan struct{}, 1),
 	}
