@@ -26,6 +26,15 @@ export function temporaryFolder(): { path: string; remove: () => void } {
   return { path: folder, remove: () => rmSync(folder, { recursive: true, force: true }) };
 }
 
+const running = new Set<ChildProcess>();
+
+/** Kills the servers of tests that have failed: a process does not end before its children. */
+export function killServers(): void {
+  for (const server of running) {
+    server.kill('SIGKILL');
+  }
+}
+
 /** RunningServer is the program, started as a user starts it. */
 export class RunningServer {
   private process: ChildProcess | undefined;
@@ -58,6 +67,8 @@ export class RunningServer {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.process = started;
+    running.add(started);
+    started.once('exit', () => running.delete(started));
     this.output = '';
     for (const stream of [started.stdout, started.stderr]) {
       stream.setEncoding('utf8').on('data', (text: string) => (this.output += text));
@@ -75,13 +86,13 @@ export class RunningServer {
 
   /** Ends the program and returns its exit status, null if the signal ended it. */
   async end(signal: 'SIGTERM' | 'SIGKILL' = 'SIGTERM'): Promise<number | null> {
-    const { process: running } = this;
+    const { process: ending } = this;
     this.process = undefined;
-    if (!running || running.exitCode !== null || running.signalCode !== null) {
-      return running?.exitCode ?? null;
+    if (!ending || ending.exitCode !== null || ending.signalCode !== null) {
+      return ending?.exitCode ?? null;
     }
-    const ended = once(running, 'exit');
-    running.kill(signal);
+    const ended = once(ending, 'exit');
+    ending.kill(signal);
     const [code] = (await ended) as [number | null];
     return code;
   }
