@@ -19,8 +19,8 @@ import (
 // were pending, or why it stopped.
 //
 // The results are trimmed once, and not with each XADD, which would take Redis a sixth
-// more time for all of it. A script takes Redis less time than the same commands in MULTI, and this process a
-// quarter: what is the same in each of them is sent once.
+// more time for all of it. A script takes Redis less time than the same commands in
+// MULTI, and this process a quarter: what is the same in each of them is sent once.
 //
 // An event that gives something to later ones (see [GivenKey]) is acknowledged last, and
 // only while it is ours: whoever has it now carries out all of it.

@@ -123,7 +123,7 @@ func (c *Consumer) awaitReplicas(ctx context.Context, conn *redis.Conn, wrote bo
 		if !wrote {
 			have = m.acknowledged(read)
 		}
-		ever := c.following.ever(m)
+		ever := c.following.see(m)
 		if have >= want.Replicas {
 			if c.following.keepUp() {
 				c.log.InfoContext(ctx, "Redis' replicas keep up again", "replicas", have)
@@ -165,8 +165,8 @@ type shortfall struct {
 	connected int
 }
 
-// ever reports whether a master, or one before it, had a replica.
-func (f *following) ever(m master) bool {
+// see notes what a master says, and reports whether it, or one before it, had a replica.
+func (f *following) see(m master) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.had = f.had || m.hadReplicas
@@ -220,9 +220,9 @@ func (m master) acknowledged(offset int64) (n int) {
 	return n
 }
 
-// askMaster asks the connection's master for its replication.
-func askMaster(ctx context.Context, conn *redis.Conn) (master, error) {
-	info := conn.InfoMap(ctx, "replication")
+// askMaster asks a master for its replication.
+func askMaster(ctx context.Context, rdb redis.Cmdable) (master, error) {
+	info := rdb.InfoMap(ctx, "replication")
 	if err := info.Err(); err != nil {
 		return master{}, fmt.Errorf("asking Redis for its replicas: %w", err)
 	}
@@ -268,11 +268,8 @@ func (c *Consumer) leader(ctx context.Context, rdb redis.Cmdable) (id string, er
 	if c.cfg.Replication.Replicas == 0 {
 		return "", nil
 	}
-	info := rdb.InfoMap(ctx, "replication")
-	if err := info.Err(); err != nil {
-		return "", fmt.Errorf("asking Redis who it is: %w", err)
-	}
-	return info.Item("Replication", "master_replid"), nil
+	m, err := askMaster(ctx, rdb)
+	return m.id, err
 }
 
 // checkReplication finds out whether we may ask for replicas, before an event depends
@@ -288,7 +285,7 @@ func (c *Consumer) checkReplication(ctx context.Context) error {
 	defer conn.Close() //nolint:errcheck // it goes back to its pool
 	_, m, err := waitForReplicas(ctx, conn, 0, replicasGlanced)
 	if err == nil {
-		c.following.ever(m)
+		c.following.see(m)
 	}
 	return err
 }

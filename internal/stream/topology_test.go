@@ -67,18 +67,9 @@ func TestEncryptedConnectionsAreChecked(t *testing.T) {
 
 func TestAFailoverOfSentinelsLosesNothingThatTheReplicaHad(t *testing.T) {
 	t.Parallel()
-	watched, err := redis.StartWatched(t.Context(), redis.Options{AppendOnly: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := watched.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	w, watched, _ := withSentinel(t)
 	replica := watched.Replica.Client()
 	defer replica.Close() //nolint:errcheck // it only asks
-	w := at(t, watched.Master, stream.Server{Addrs: []string{watched.Addr}, SentinelMaster: redis.MasterName, Password: watched.Master.Password})
 	m := w.join("a").run()
 	h := m.subscribe(8)
 	inWork := w.up("t")

@@ -485,7 +485,7 @@ func replicated(ctx context.Context) (*intake.Ground, error) {
 // returns as its replica, for the next time.
 func failOver(ctx context.Context, in *arena) error {
 	master, replica := in.Watched.Master, in.Watched.Replica
-	if err := errors.Join(master.Kill(), awaitMaster(ctx, replica)); err != nil {
+	if err := errors.Join(master.Kill(), replica.AwaitMaster(ctx)); err != nil {
 		return err
 	}
 	in.Watched.Master, in.Watched.Replica = replica, master
@@ -495,22 +495,9 @@ func failOver(ctx context.Context, in *arena) error {
 // takeOver is failOver in a cluster, which makes the killed node a replica by itself.
 func takeOver(ctx context.Context, in *arena) error {
 	owner, replica := in.Owner, in.Replica
-	if err := errors.Join(owner.Kill(), awaitMaster(ctx, replica)); err != nil {
+	if err := errors.Join(owner.Kill(), replica.AwaitMaster(ctx)); err != nil {
 		return err
 	}
 	in.Owner, in.Replica = replica, owner
 	return owner.Restart(ctx)
-}
-
-// awaitMaster waits until a replica is a master.
-func awaitMaster(ctx context.Context, replica *redis.Server) error {
-	client := replica.Client()
-	defer client.Close() //nolint:errcheck // it only asks
-	for range (backoff.Policy{Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
-		role, err := client.Info(ctx, "replication").Result()
-		if err == nil && strings.Contains(role, "role:master") {
-			return nil
-		}
-	}
-	return fmt.Errorf("waiting for the replica to be the master: %w", ctx.Err())
 }

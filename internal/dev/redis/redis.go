@@ -158,6 +158,19 @@ func (s *Server) signal(sig syscall.Signal) error {
 	return nil
 }
 
+// AwaitMaster waits until the server, a replica, has become a master.
+func (s *Server) AwaitMaster(ctx context.Context) error {
+	client := s.Client()
+	defer client.Close() //nolint:errcheck // it only asks
+	for range (backoff.Policy{Initial: 10 * time.Millisecond, Max: 100 * time.Millisecond}).Attempts(ctx) {
+		role, err := client.Info(ctx, "replication").Result()
+		if err == nil && strings.Contains(role, "role:master") {
+			return nil
+		}
+	}
+	return fmt.Errorf("waiting for the replica to be the master: %w", ctx.Err())
+}
+
 // Restart ends the server, if it runs, in good order and starts it again on the
 // same port. It only remembers what it held if AppendOnly was given.
 func (s *Server) Restart(ctx context.Context) error {
