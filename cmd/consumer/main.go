@@ -52,7 +52,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	health.Require("redis", "queue")
 
 	var consumer *stream.Consumer
-	events := queue.NewMemory[scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter),
+	events := queue.NewMemory[*scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter),
 		queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return consumer.Settled(ctx, id) }),
 		queue.WithLogger(log), queue.WithMetrics(reg, "scale-events"),
 	)

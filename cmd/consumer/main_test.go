@@ -235,7 +235,7 @@ func TestAnEventTravelsFromRedisThroughTheQueueAndBack(t *testing.T) {
 	started, release := make(chan struct{}), make(chan struct{})
 	go func() {
 		served <- queue.Serve(serving, client.Events(), queue.SubscribeOptions{Name: "test", Credits: 4}, slog.New(slog.DiscardHandler),
-			func(_ context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+			func(_ context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
 				close(started) // a second delivery would panic
 				<-release
 				return queue.Finish("did "+d.Value.TaskID, nil)

@@ -133,7 +133,7 @@ func run(ctx context.Context, cfg Config, log *slog.Logger) error {
 }
 
 // scale carries out events until ctx is done, and those it has begun to their end.
-func scale(ctx context.Context, cfg Config, manager *worker.Manager, events queue.Queue[scaleevent.Event], log *slog.Logger) error {
+func scale(ctx context.Context, cfg Config, manager *worker.Manager, events queue.Queue[*scaleevent.Event], log *slog.Logger) error {
 	// The manager outlives the events: the last of them still wait for its cache.
 	managerCtx, stopManager := context.WithCancel(context.WithoutCancel(ctx))
 	group, ctx := errgroup.WithContext(ctx)

@@ -205,7 +205,7 @@ func TestEventsAreCarriedOutOverTheQueue(t *testing.T) {
 		t.Errorf("/readyz: %d %s", code, body)
 	}
 
-	events := queue.NewMemory[scaleevent.Event]()
+	events := queue.NewMemory[*scaleevent.Event]()
 	workers := queue.NewMemory[queue.Worker]()
 	server := grpc.NewServer()
 	queuerpc.NewServer(events, workers).Register(server)
@@ -224,7 +224,7 @@ func TestEventsAreCarriedOutOverTheQueue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := producer.Offer(t.Context(), queue.Item[scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: e}); err != nil {
+	if err := producer.Offer(t.Context(), queue.Item[*scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: &e}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -43,7 +43,7 @@ func consume(t *testing.T, server *redis.Server) {
 		return stream.NewClient(stream.Server{Addrs: []string{server.Addr}, Password: server.Password}, "a")
 	}
 	rdb := dial()
-	q := queue.NewMemory[scaleevent.Event]()
+	q := queue.NewMemory[*scaleevent.Event]()
 	c := stream.New(stream.Config{
 		Stream: "otto:scale:events", Results: "otto:scale:results", Dead: "otto:scale:dead", Group: "ottoscaler", Consumer: "a",
 		ReclaimAfter: time.Minute, MaxEventBytes: 1 << 18, ResultsMaxLen: 1000,
@@ -53,7 +53,7 @@ func consume(t *testing.T, server *redis.Server) {
 	go func() { done <- c.Run(ctx) }()
 	go func() {
 		done <- queue.Serve(ctx, q, queue.SubscribeOptions{Name: "test", Credits: 4}, slog.New(slog.DiscardHandler),
-			func(_ context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+			func(_ context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
 				if d.Value.Pool == "bad" {
 					return queue.Reject("unknown_pool", "there is no pool bad", nil)
 				}

@@ -85,9 +85,8 @@ type Memory[T any] struct {
 	ready    *list.List           // of *entry[T]: the items that could be leased now
 	idle     *list.List           // of *subscription[T]: those that would take an item now, whose turn it is first
 	leased   int
-	held     *list.List // of *lease[T]: the leases, oldest first
-	credits  int        // the sum of all subscriptions' credits
-	subs     int
+	subs     map[*subscription[T]]struct{} // the open ones
+	credits  int                           // the sum of their credits
 	prods    int
 	turn     int                   // counts how often the gate was shut
 	shut     bool                  // nothing is leased
@@ -129,14 +128,15 @@ const (
 	ready
 	leased
 	ended
+	forgotten // and not among the items any more
 )
 
 // lane is an ordering key. The item at its front is the one that is ready, leased
 // or resting, or has ended and gives something that is not settled yet; all others wait.
 type lane[T any] struct {
 	key   string
-	items *list.List // of *entry[T]
-	takes int        // how many items that take have come
+	items list.List // of *entry[T]
+	takes int       // how many items that take have come
 }
 
 type lease[T any] struct {
@@ -145,7 +145,6 @@ type lease[T any] struct {
 	sub   *subscription[T]
 	since time.Time
 	lost  chan struct{}
-	held  *list.Element // its place among the queue's leases
 }
 
 // NewMemory returns an empty queue.
@@ -157,7 +156,7 @@ func NewMemory[T any](opts ...Option) *Memory[T] {
 		open:     list.New(),
 		ready:    list.New(),
 		idle:     list.New(),
-		held:     list.New(),
+		subs:     map[*subscription[T]]struct{}{},
 		awaiting: map[string][]*awaiter{},
 	}
 	for _, opt := range opts {
@@ -210,7 +209,9 @@ func (m *Memory[T]) Forget(ids ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, id := range ids {
-		m.forget(id)
+		if e, ok := m.items[id]; ok {
+			m.forget(e)
+		}
 	}
 	m.dispatch()
 	m.creditMayHaveChanged()
@@ -240,10 +241,11 @@ func (m *Memory[T]) Subscribe(ctx context.Context, opts SubscribeOptions) (Subsc
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.subs++
-	m.credits += opts.Credits
+	s := newSubscription(m, opts)
+	m.subs[s] = struct{}{}
+	m.credits += s.credits
 	m.creditMayHaveChanged()
-	return newSubscription(m, opts), nil
+	return s, nil
 }
 
 // AwaitSettled implements [Queue].
@@ -339,7 +341,7 @@ func (m *Memory[T]) stats() Stats {
 		Leased:      m.leased,
 		Unsettled:   len(m.items) - m.open.Len(),
 		Credits:     m.credit(),
-		Subscribers: m.subs,
+		Subscribers: len(m.subs),
 		Producers:   m.prods,
 	}
 	if oldest := m.open.Front(); oldest != nil {
@@ -352,10 +354,16 @@ func (m *Memory[T]) stats() Stats {
 func (m *Memory[T]) oldestLease() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if oldest := m.held.Front(); oldest != nil {
-		return time.Since(oldest.Value.(*lease[T]).since)
+	now := time.Now()
+	oldest := now
+	for s := range m.subs {
+		for _, l := range s.leases {
+			if l.since.Before(oldest) {
+				oldest = l.since
+			}
+		}
 	}
-	return 0
+	return now.Sub(oldest)
 }
 
 // All methods below are called with mu held, unless they say otherwise.
@@ -370,7 +378,7 @@ const maxOpen = 16
 // it is never zero for them, so that the producer comes to open it.
 func (m *Memory[T]) credit() int {
 	least := 0
-	if m.shut && m.subs > 0 {
+	if m.shut && len(m.subs) > 0 {
 		least = 1
 	}
 	return max(least, min(m.credits-m.ready.Len()-m.leased, maxOpen*m.credits-m.open.Len()))
@@ -393,7 +401,7 @@ func (m *Memory[T]) add(p *producer[T], item *Item[T]) {
 	if item.Key != "" {
 		l := m.lanes[item.Key]
 		if l == nil {
-			l = &lane[T]{key: item.Key, items: list.New()}
+			l = &lane[T]{key: item.Key}
 			m.lanes[item.Key] = l
 		}
 		e.lane = l
@@ -486,7 +494,6 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 	s.lastLease++
 	l := &lease[T]{id: s.lastLease, entry: e, sub: s, since: now, lost: make(chan struct{})}
 	s.leases[l.id] = l
-	l.held = m.held.PushBack(l)
 	e.state = leased
 	e.lease = l
 	m.leased++
@@ -502,7 +509,6 @@ func (m *Memory[T]) leaseTo(e *entry[T], s *subscription[T]) Delivery[T] {
 // endLease takes the item away from its subscriber.
 func (m *Memory[T]) endLease(l *lease[T]) {
 	delete(l.sub.leases, l.id)
-	m.held.Remove(l.held)
 	l.entry.lease = nil
 	m.leased--
 	l.sub.placeInIdle()
@@ -634,26 +640,25 @@ func (m *Memory[T]) leaveLane(e *entry[T]) {
 func (m *Memory[T]) settle(ids ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	settled := 0
 	for _, id := range ids {
 		for _, a := range m.awaiting[id] {
 			a.settled = true
 			a.wake()
 		}
-		m.give(id)
-		if m.forget(id) {
-			m.metrics.settled.Inc()
+		if e, ok := m.items[id]; ok {
+			m.give(e)
+			m.forget(e)
+			settled++
 		}
 	}
+	m.metrics.settled.Add(float64(settled))
 	m.dispatch()
 	m.creditMayHaveChanged()
 }
 
 // give hands what an item gives to those that it names.
-func (m *Memory[T]) give(id string) {
-	from, ok := m.items[id]
-	if !ok {
-		return
-	}
+func (m *Memory[T]) give(from *entry[T]) {
 	for to, n := range from.outcome.Gives {
 		e, ok := m.items[to]
 		if !ok {
@@ -663,29 +668,23 @@ func (m *Memory[T]) give(id string) {
 		if given == nil {
 			given = make(map[string]int, 1)
 		}
-		given[id] = n
+		given[from.item.ID] = n
 		e.item.Given = given
 	}
 }
 
-// forget removes an item. It returns false if there is none.
-func (m *Memory[T]) forget(id string) bool {
-	e, ok := m.items[id]
-	if !ok {
-		return false
+// forget removes an item.
+func (m *Memory[T]) forget(e *entry[T]) {
+	delete(m.items, e.item.ID)
+	if e.state != ended {
+		// Its producer knows of an outcome that we do not, or that somebody else has it.
+		if e.lease != nil {
+			m.loseOne(e.lease, "settled")
+		}
+		m.leave(e)
 	}
-	delete(m.items, id)
-	if e.state == ended {
-		m.leaveLane(e)
-		return true
-	}
-	// Its producer knows of an outcome that we do not, or that somebody else has it.
-	if e.lease != nil {
-		m.loseOne(e.lease, "settled")
-	}
-	m.leave(e)
+	e.state = forgotten
 	m.leaveLane(e)
-	return true
 }
 
 var errNoID = errors.New("an item needs an ID")

@@ -163,8 +163,8 @@ func (p *producer[T]) take(most int) (outcomes []Outcome) {
 			continue // another producer offered the item and has its outcome
 		}
 		e.outbox = nil
-		if m.items[e.item.ID] != e {
-			continue // settled
+		if e.state == forgotten {
+			continue
 		}
 		outcomes = append(outcomes, e.outcome)
 	}

@@ -201,8 +201,8 @@ func (s *subscription[T]) end(level slog.Level, why string) {
 	if s.expiry != nil {
 		s.expiry.Stop()
 	}
-	m.subs--
-	if m.gated && m.subs == 0 {
+	delete(m.subs, s)
+	if m.gated && len(m.subs) == 0 {
 		m.shut = true
 		m.turn++
 	}

@@ -78,7 +78,7 @@ func (c *Consumer) begin(outcomes []queue.Outcome) (standing []queue.Outcome, ba
 // handOn has the queue forget events whose outcomes are stored. What they give is handed
 // on there to those that it holds. None is offered meanwhile: we might have looked into
 // Redis before it was stored, and the queue would have it too late.
-func (c *Consumer) handOn(ctx context.Context, producer queue.Producer[scaleevent.Event], outcomes []queue.Outcome, ids []string) error {
+func (c *Consumer) handOn(ctx context.Context, producer queue.Producer[*scaleevent.Event], outcomes []queue.Outcome, ids []string) error {
 	if slices.ContainsFunc(outcomes, gives) {
 		c.offering.Lock()
 		defer c.offering.Unlock()

@@ -43,7 +43,7 @@ func giving(n int, to ...string) queue.Verdict {
 }
 
 // nextOf waits for the next delivery of an event after n others.
-func (h *hands) nextOf(n int, id string, given map[string]int) queue.Delivery[scaleevent.Event] {
+func (h *hands) nextOf(n int, id string, given map[string]int) queue.Delivery[*scaleevent.Event] {
 	h.t.Helper()
 	d := h.await(n + 1)[n]
 	if d.ID != id || !maps.Equal(d.Given, given) {

@@ -178,7 +178,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 type member struct {
 	*stream.Consumer
 	t     testing.TB
-	queue *queue.Memory[scaleevent.Event]
+	queue *queue.Memory[*scaleevent.Event]
 	reg   *prometheus.Registry
 	log   *lines
 	rdb   goredis.UniversalClient
@@ -223,7 +223,7 @@ func (w *world) join(name string, configs ...config) *member {
 	}
 	m.rdb = stream.NewClient(server, name)
 	w.t.Cleanup(func() { _ = m.rdb.Close() }) // nothing is left to write
-	m.queue = queue.NewMemory[scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter), queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
+	m.queue = queue.NewMemory[*scaleevent.Event](queue.WithGate(), queue.WithPoisonAfter(cfg.PoisonAfter), queue.WithLedger(func(ctx context.Context, id string) (bool, error) { return m.Settled(ctx, id) }))
 	var q stream.Queue = m.queue
 	if w.beforeSettle != nil {
 		q = &watchedQueue{Queue: q, beforeSettle: w.beforeSettle}
@@ -242,7 +242,7 @@ type watchedQueue struct {
 	beforeSettle func(id string)
 }
 
-func (q *watchedQueue) Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error) {
+func (q *watchedQueue) Produce(ctx context.Context, name string) (queue.Producer[*scaleevent.Event], error) {
 	p, err := q.Queue.Produce(ctx, name)
 	return &watchedProducer{Producer: p, beforeSettle: q.beforeSettle}, err
 }
@@ -255,7 +255,7 @@ func (q *watchedQueue) Forget(ids ...string) {
 }
 
 type watchedProducer struct {
-	queue.Producer[scaleevent.Event]
+	queue.Producer[*scaleevent.Event]
 	beforeSettle func(id string)
 }
 
@@ -302,10 +302,10 @@ func (m *member) healthErr() error {
 // hands are a subscriber that holds what it gets until it is told what to do.
 type hands struct {
 	t   testing.TB
-	sub queue.Subscription[scaleevent.Event]
+	sub queue.Subscription[*scaleevent.Event]
 
 	mu   sync.Mutex
-	held []queue.Delivery[scaleevent.Event]
+	held []queue.Delivery[*scaleevent.Event]
 }
 
 func (m *member) subscribe(credits int) *hands {
@@ -343,7 +343,7 @@ func (h *hands) got() []string {
 	return ids
 }
 
-func (h *hands) await(n int) []queue.Delivery[scaleevent.Event] {
+func (h *hands) await(n int) []queue.Delivery[*scaleevent.Event] {
 	h.t.Helper()
 	eventually(h.t, fmt.Sprintf("%d deliveries", n), func() bool { return len(h.got()) >= n })
 	h.mu.Lock()
@@ -351,7 +351,7 @@ func (h *hands) await(n int) []queue.Delivery[scaleevent.Event] {
 	return slices.Clone(h.held)
 }
 
-func (h *hands) resolve(d queue.Delivery[scaleevent.Event], v queue.Verdict) {
+func (h *hands) resolve(d queue.Delivery[*scaleevent.Event], v queue.Verdict) {
 	h.t.Helper()
 	if err := h.sub.Resolve(h.t.Context(), d, v); err != nil {
 		h.t.Fatal(err)
@@ -374,7 +374,7 @@ func (m *member) serve(credits int, act func(ctx context.Context) bool) func() [
 	go func() {
 		defer close(done)
 		_ = queue.Serve(ctx, m.queue, queue.SubscribeOptions{Name: "all", Credits: credits}, slog.New(slog.DiscardHandler),
-			func(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+			func(ctx context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
 				if !act(ctx) {
 					return queue.RetryAfter(0, "did not act")
 				}

@@ -23,7 +23,7 @@ const (
 
 // runReader reads until ctx ends. It is the only one that offers events, so they
 // are offered in the order in which it reads them.
-func (c *Consumer) runReader(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) runReader(ctx context.Context, producer queue.Producer[*scaleevent.Event]) error {
 	defer c.reads.Close()
 	defer context.AfterFunc(ctx, c.reads.interrupt)()
 	for attempt := range backoff.Default.Attempts(ctx) {
@@ -40,7 +40,7 @@ func (c *Consumer) runReader(ctx context.Context, producer queue.Producer[scalee
 
 // follow reads until something fails. It always begins with our own pending
 // entries: a read whose reply was lost has put entries there that we never saw.
-func (c *Consumer) follow(ctx context.Context, producer queue.Producer[scaleevent.Event], attempt *backoff.Attempt) error {
+func (c *Consumer) follow(ctx context.Context, producer queue.Producer[*scaleevent.Event], attempt *backoff.Attempt) error {
 	if err := c.ensureGroup(ctx); err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func (c *Consumer) mayBlock(ctx context.Context) func() bool {
 }
 
 // readNew reads entries that nobody has read.
-func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleevent.Event], count int) error {
+func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[*scaleevent.Event], count int) error {
 	streams, err := c.reads.read(ctx, &redis.XReadGroupArgs{
 		Group: c.cfg.Group, Consumer: c.cfg.Consumer, Streams: []string{c.cfg.Stream, ">"},
 		Count: int64(count), Block: c.pace.block,
@@ -160,7 +160,7 @@ func (c *Consumer) readNew(ctx context.Context, producer queue.Producer[scaleeve
 
 // readOwn reads what is pending for us, page by page, and offers what is not in
 // flight. It stops at the end, or when it may not offer more; c.own says which.
-func (c *Consumer) readOwn(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) readOwn(ctx context.Context, producer queue.Producer[*scaleevent.Event]) error {
 	for c.own != "" {
 		pending, err := c.rdb.XPendingExt(ctx, &redis.XPendingExtArgs{
 			Stream: c.cfg.Stream, Group: c.cfg.Group, Consumer: c.cfg.Consumer, Start: c.own, End: "+", Count: page,
@@ -180,7 +180,7 @@ func (c *Consumer) readOwn(ctx context.Context, producer queue.Producer[scaleeve
 }
 
 // offerOwn offers a page of our own entries. It returns false if it had to stop.
-func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[scaleevent.Event], pending []redis.XPendingExt) (more bool, err error) {
+func (c *Consumer) offerOwn(ctx context.Context, producer queue.Producer[*scaleevent.Event], pending []redis.XPendingExt) (more bool, err error) {
 	c.offering.Lock()
 	defer c.offering.Unlock()
 	if c.stoodBy.Load() {
@@ -267,21 +267,20 @@ func (c *Consumer) bury(ctx context.Context, p redis.XPendingExt) error {
 // accept offers entries, or rejects them, with what their events were given before. An
 // error means that the stream or the queue is out of order; an entry that is out of
 // order is none.
-func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleevent.Event], entries []redis.XMessage, given map[string]map[string]int) error {
+func (c *Consumer) accept(ctx context.Context, producer queue.Producer[*scaleevent.Event], entries []redis.XMessage, given map[string]map[string]int) error {
 	if len(entries) == 0 {
 		return nil
 	}
 	now := time.Now()
 	flights := make([]*flight, 0, len(entries))
 	for _, entry := range entries {
-		fields := fieldsOf(entry)
-		event, err := c.parse(entry.ID, fields)
+		event, err := c.parse(entry)
 		if err == nil && event.Expired(now) && len(given[entry.ID]) == 0 { // else it has begun
 			err = expired(event, now)
 		}
 		var rejected *scaleevent.Error
 		if errors.As(err, &rejected) {
-			err = c.rejectUnread(ctx, entry.ID, fields, 0, rejected)
+			err = c.rejectUnread(ctx, entry.ID, fieldsOf(entry), 0, rejected)
 		} else if err == nil {
 			flights = append(flights, &flight{event: event, accepted: now})
 		}
@@ -292,8 +291,8 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 	c.noteRead(entries[len(entries)-1].ID)
 	flights = c.takeOff(flights)
 	for _, f := range flights {
-		c.items = append(c.items, queue.Item[scaleevent.Event]{
-			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Takes: f.event.Type == scaleevent.ScaleDown, Given: given[f.event.ID], Value: f.event,
+		c.items = append(c.items, queue.Item[*scaleevent.Event]{
+			ID: f.event.ID, Key: f.event.OrderingKey(), Traceparent: f.event.Traceparent, Takes: f.event.Type == scaleevent.ScaleDown, Given: given[f.event.ID], Value: &f.event,
 		})
 	}
 	err := producer.Offer(ctx, c.items...)
@@ -313,14 +312,14 @@ func (c *Consumer) accept(ctx context.Context, producer queue.Producer[scaleeven
 // reasons of package scaleevent, which cannot see this.
 const ReasonTrimmed = "trimmed"
 
-func (c *Consumer) parse(id string, fields map[string]string) (scaleevent.Event, error) {
-	if fields == nil {
+func (c *Consumer) parse(entry redis.XMessage) (scaleevent.Event, error) {
+	if entry.Values == nil {
 		return scaleevent.Event{}, &scaleevent.Error{Reason: ReasonTrimmed, Message: fmt.Sprintf(
 			"the entry was removed from stream %s before it was acknowledged: send the event again, and trim by age (XTRIM MINID), not by length", c.cfg.Stream)}
 	}
-	if size := scaleevent.Size(fields); size > c.cfg.MaxEventBytes {
+	if size := scaleevent.Size(entry.Values); size > c.cfg.MaxEventBytes {
 		// A field that is too large by itself is the better explanation.
-		_, err := scaleevent.Parse(id, fields)
+		_, err := scaleevent.Parse(entry.ID, entry.Values)
 		var rejected *scaleevent.Error
 		if errors.As(err, &rejected) && rejected.Reason == scaleevent.ReasonFieldTooLarge {
 			return scaleevent.Event{}, err
@@ -328,7 +327,7 @@ func (c *Consumer) parse(id string, fields map[string]string) (scaleevent.Event,
 		return scaleevent.Event{}, &scaleevent.Error{Reason: scaleevent.ReasonEventTooLarge, Message: fmt.Sprintf(
 			"the entry has %d bytes, more than the %d that an event may have: send a reference to the data instead", size, c.cfg.MaxEventBytes)}
 	}
-	return scaleevent.Parse(id, fields)
+	return scaleevent.Parse(entry.ID, entry.Values)
 }
 
 func expired(event scaleevent.Event, now time.Time) error {

@@ -23,7 +23,7 @@ const settledAtOnce = 256
 
 // runSettler stores outcomes until ctx ends, those that have come together in one
 // transaction. Several of them may run.
-func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[scaleevent.Event]) error {
+func (c *Consumer) runSettler(ctx context.Context, producer queue.Producer[*scaleevent.Event]) error {
 	for {
 		outcomes, err := producer.Outcomes(ctx, settledAtOnce)
 		if err != nil {

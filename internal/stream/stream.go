@@ -70,7 +70,7 @@ type Config struct {
 // Queue is what a consumer needs of the queue: its own way in, and whether there
 // is a way out.
 type Queue interface {
-	Produce(ctx context.Context, name string) (queue.Producer[scaleevent.Event], error)
+	Produce(ctx context.Context, name string) (queue.Producer[*scaleevent.Event], error)
 	Stats(ctx context.Context) (queue.Stats, error)
 	// Gate, Open, Losses, Ended and Forget are as in [queue.Memory].
 	Gate() (turn int, shut bool)
@@ -128,7 +128,7 @@ type Consumer struct {
 	// read them all. Only the reader uses it.
 	own string
 	// items is what accept offers, again and again. Only the reader uses it.
-	items []queue.Item[scaleevent.Event]
+	items []queue.Item[*scaleevent.Event]
 	// noAcked says that this Redis cannot trim by acknowledgement. Only the keeper uses it.
 	noAcked bool
 }

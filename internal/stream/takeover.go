@@ -215,7 +215,7 @@ func (c *Consumer) reportTrimmed(ctx context.Context, ids []string) error {
 		if len(pending) > 0 || len(entries) > 0 {
 			continue // someone has it, or had it
 		}
-		_, trimmed := c.parse(id, nil)
+		_, trimmed := c.parse(redis.XMessage{ID: id})
 		if err := c.reject(ctx, id, nil, 0, trimmed); err != nil {
 			return err
 		}

@@ -179,8 +179,8 @@ func TestAnEventThatEndsShortOfItsAimLeavesNothingUnseen(t *testing.T) {
 	defer thaw()
 	verdicts := make(chan queue.Verdict, 1)
 	go func() {
-		verdicts <- s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{
-			Item: itemOf(e), Attempt: 1, Behind: []queue.Item[scaleevent.Event]{itemOf(all)},
+		verdicts <- s.manager.Scale(t.Context(), queue.Delivery[*scaleevent.Event]{
+			Item: itemOf(e), Attempt: 1, Behind: []queue.Item[*scaleevent.Event]{itemOf(all)},
 		})
 	}()
 	workertest.Eventually(t, "one of its workers is there", func() bool { return len(s.names()) == 3 })

@@ -47,7 +47,7 @@ func (s *system) raiseLimit(n int) {
 // A lane is events on their way through a real queue to a manager, and what became of them.
 type lane struct {
 	t        *testing.T
-	producer queue.Producer[scaleevent.Event]
+	producer queue.Producer[*scaleevent.Event]
 
 	mu       sync.Mutex
 	outcomes map[string]queue.Outcome
@@ -56,7 +56,7 @@ type lane struct {
 // serve has the manager carry out events of a queue, and settles them.
 func (s *system) serve(t *testing.T) *lane {
 	t.Helper()
-	q := queue.NewMemory[scaleevent.Event]()
+	q := queue.NewMemory[*scaleevent.Event]()
 	producer, err := q.Produce(t.Context(), "test")
 	if err != nil {
 		t.Fatal(err)
@@ -228,8 +228,8 @@ func (s *system) blocked() (first, second scaleevent.Event, v queue.Verdict) {
 	s.t.Helper()
 	s.limitPods(2)
 	first, second = up("task", 5), down("task", 4)
-	v = s.manager.Scale(s.t.Context(), queue.Delivery[scaleevent.Event]{
-		Item: itemOf(first), Attempt: 2, Behind: []queue.Item[scaleevent.Event]{itemOf(second)},
+	v = s.manager.Scale(s.t.Context(), queue.Delivery[*scaleevent.Event]{
+		Item: itemOf(first), Attempt: 2, Behind: []queue.Item[*scaleevent.Event]{itemOf(second)},
 	})
 	if v.Status != queue.Done || len(v.Gives) != 1 || v.Gives[second.ID] != 3 {
 		s.t.Fatalf("verdict %+v, want done and three given", v)
@@ -268,7 +268,7 @@ func TestAScaleDownThatWasGivenSomethingRemovesTheRestHoweverOftenItIsDelivered(
 				t.Helper()
 				item := itemOf(second)
 				item.Given = map[string]int{first.ID: v.Gives[second.ID]}
-				return s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{Item: item, Attempt: attempt})
+				return s.manager.Scale(t.Context(), queue.Delivery[*scaleevent.Event]{Item: item, Attempt: attempt})
 			}
 			breakAt(s.Faults)
 			deliver(1)
@@ -297,7 +297,7 @@ func TestAScaleDownThatWasGivenSomethingIsNoDuplicateAnyMore(t *testing.T) {
 		t.Errorf("given nothing: verdict %+v", v)
 	}
 	item.Given = map[string]int{"0-1": 1}
-	if v := s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{Item: item, Attempt: 1}); v.Details["count"] != "2" {
+	if v := s.manager.Scale(t.Context(), queue.Delivery[*scaleevent.Event]{Item: item, Attempt: 1}); v.Details["count"] != "2" {
 		t.Errorf("given something: verdict %+v", v)
 	}
 	s.mustHave(0)
@@ -310,8 +310,8 @@ func TestNoEventGivesWayWhileAWorkerOfItMayAppear(t *testing.T) {
 	first, second := up("task", 1), down("task", 1)
 	deliver := func(attempt int) queue.Verdict {
 		t.Helper()
-		return s.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{
-			Item: itemOf(first), Attempt: attempt, Behind: []queue.Item[scaleevent.Event]{itemOf(second)},
+		return s.manager.Scale(t.Context(), queue.Delivery[*scaleevent.Event]{
+			Item: itemOf(first), Attempt: attempt, Behind: []queue.Item[*scaleevent.Event]{itemOf(second)},
 		})
 	}
 	thaw := s.Faults.Freeze()

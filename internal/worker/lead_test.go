@@ -77,8 +77,8 @@ func newPeer(t *testing.T, space *workertest.Space, identity, pools string) *pee
 
 func (p *peer) deliver(t *testing.T, e scaleevent.Event) queue.Verdict {
 	t.Helper()
-	return p.manager.Scale(t.Context(), queue.Delivery[scaleevent.Event]{
-		Item: queue.Item[scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: e}, Attempt: 1,
+	return p.manager.Scale(t.Context(), queue.Delivery[*scaleevent.Event]{
+		Item: queue.Item[*scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Value: &e}, Attempt: 1,
 	})
 }
 

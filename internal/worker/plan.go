@@ -87,7 +87,7 @@ func planScaleDown(e scaleevent.Event, seen []*corev1.Pod, given int) []*corev1.
 //
 // From an event on of which that is not certain, only one that removes all takes anything.
 // It does not wait even for the trace of a key.
-func planGiveWay(e scaleevent.Event, unmade, live int, behind []queue.Item[scaleevent.Event], now time.Time, duplicate func(scaleevent.Event) bool) (gives map[string]int, left int) {
+func planGiveWay(e scaleevent.Event, unmade, live int, behind []queue.Item[*scaleevent.Event], now time.Time, duplicate func(scaleevent.Event) bool) (gives map[string]int, left int) {
 	gives, left = make(map[string]int), unmade
 	keys := map[string]bool{e.IdempotencyKey: true}
 	certain := true
@@ -96,7 +96,7 @@ func planGiveWay(e scaleevent.Event, unmade, live int, behind []queue.Item[scale
 		live = 0 // events of the pool's tasks may remove any of them
 	}
 	for i := range behind {
-		later, given := &behind[i].Value, sumOf(behind[i].Given)
+		later, given := behind[i].Value, sumOf(behind[i].Given)
 		if given == 0 && later.Expired(now) {
 			continue // it will be rejected
 		}

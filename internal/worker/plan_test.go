@@ -150,35 +150,35 @@ func TestScaleDownRemovesNoMoreThanItMay(t *testing.T) {
 }
 
 // later returns an event of the lane, as it comes behind another.
-func later(id string, kind scaleevent.Type, change ...func(*queue.Item[scaleevent.Event])) queue.Item[scaleevent.Event] {
-	item := queue.Item[scaleevent.Event]{ID: id, Value: scaleevent.Event{ID: id, Type: kind, TaskID: "t"}}
+func later(id string, kind scaleevent.Type, change ...func(*queue.Item[*scaleevent.Event])) queue.Item[*scaleevent.Event] {
+	item := queue.Item[*scaleevent.Event]{ID: id, Value: &scaleevent.Event{ID: id, Type: kind, TaskID: "t"}}
 	for _, c := range change {
 		c(&item)
 	}
 	return item
 }
 
-func by(n int) func(*queue.Item[scaleevent.Event]) {
-	return func(item *queue.Item[scaleevent.Event]) { item.Value.PodCount = &n }
+func by(n int) func(*queue.Item[*scaleevent.Event]) {
+	return func(item *queue.Item[*scaleevent.Event]) { item.Value.PodCount = &n }
 }
 
-func to(n int) func(*queue.Item[scaleevent.Event]) {
-	return func(item *queue.Item[scaleevent.Event]) { item.Value.TargetReplicas = &n }
+func to(n int) func(*queue.Item[*scaleevent.Event]) {
+	return func(item *queue.Item[*scaleevent.Event]) { item.Value.TargetReplicas = &n }
 }
 
-func keyed(key string) func(*queue.Item[scaleevent.Event]) {
-	return func(item *queue.Item[scaleevent.Event]) { item.Value.IdempotencyKey = key }
+func keyed(key string) func(*queue.Item[*scaleevent.Event]) {
+	return func(item *queue.Item[*scaleevent.Event]) { item.Value.IdempotencyKey = key }
 }
 
-func given(n int) func(*queue.Item[scaleevent.Event]) {
-	return func(item *queue.Item[scaleevent.Event]) { item.Given = map[string]int{"an earlier one": n} }
+func given(n int) func(*queue.Item[*scaleevent.Event]) {
+	return func(item *queue.Item[*scaleevent.Event]) { item.Given = map[string]int{"an earlier one": n} }
 }
 
-func expired(item *queue.Item[scaleevent.Event]) { item.Value.ExpiresAt = epoch.Add(-time.Second) }
+func expired(item *queue.Item[*scaleevent.Event]) { item.Value.ExpiresAt = epoch.Add(-time.Second) }
 
 func TestAnEventGivesWayOnceLaterOnesTakeAllThatIsLeft(t *testing.T) {
 	const up, down = scaleevent.ScaleUp, scaleevent.ScaleDown
-	type items = []queue.Item[scaleevent.Event]
+	type items = []queue.Item[*scaleevent.Event]
 	type numbers = map[string]int
 	for name, c := range map[string]struct {
 		unmade, live int
@@ -241,7 +241,7 @@ func TestAnEventGivesWayOnceLaterOnesTakeAllThatIsLeft(t *testing.T) {
 // What there is of a whole pool, its tasks' events may change before a later one of the pool's looks.
 func TestAnEventOfAPoolGivesWayToNoneThatGoesByWhatThereIs(t *testing.T) {
 	for name, c := range map[string]struct {
-		behind queue.Item[scaleevent.Event]
+		behind queue.Item[*scaleevent.Event]
 		left   int
 	}{
 		"by number":     {later("d", scaleevent.ScaleDown, by(3)), 0},
@@ -250,7 +250,7 @@ func TestAnEventOfAPoolGivesWayToNoneThatGoesByWhatThereIs(t *testing.T) {
 		"to none":       {later("d", scaleevent.ScaleDown, to(0)), 0},
 		"all, by a key": {later("d", scaleevent.ScaleDown, keyed("k")), 0},
 	} {
-		_, left := planGiveWay(scaleevent.Event{}, 3, 2, []queue.Item[scaleevent.Event]{c.behind}, epoch, func(scaleevent.Event) bool { return false })
+		_, left := planGiveWay(scaleevent.Event{}, 3, 2, []queue.Item[*scaleevent.Event]{c.behind}, epoch, func(scaleevent.Event) bool { return false })
 		if left != c.left {
 			t.Errorf("%s: %d left, want %d", name, left, c.left)
 		}
@@ -264,10 +264,10 @@ func TestAnEventOfAPoolGivesWayToNoneThatGoesByWhatThereIs(t *testing.T) {
 func TestGivingWayEndsWithTheWorkersThatTheEventsAskFor(t *testing.T) {
 	gaveWay := 0
 	rapid.Check(t, func(t *rapid.T) {
-		var events []queue.Item[scaleevent.Event]
+		var events []queue.Item[*scaleevent.Event]
 		for i := range rapid.IntRange(1, 12).Draw(t, "events") {
 			kind := rapid.SampledFrom([]scaleevent.Type{scaleevent.ScaleUp, scaleevent.ScaleDown}).Draw(t, "type")
-			size := rapid.SampledFrom([]func(int) func(*queue.Item[scaleevent.Event]){by, by, to}).Draw(t, "size")
+			size := rapid.SampledFrom([]func(int) func(*queue.Item[*scaleevent.Event]){by, by, to}).Draw(t, "size")
 			item := later(fmt.Sprint(i), kind, size(rapid.IntRange(1, 4).Draw(t, "n")))
 			if kind == scaleevent.ScaleDown && rapid.IntRange(0, 9).Draw(t, "all") == 9 {
 				item = later(item.ID, kind)
@@ -280,7 +280,7 @@ func TestGivingWayEndsWithTheWorkersThatTheEventsAskFor(t *testing.T) {
 		traces := map[string]bool{} // of keys
 		duplicate := func(e scaleevent.Event) bool { return traces[e.IdempotencyKey] }
 		for i := range events {
-			e, took := events[i].Value, sumOf(events[i].Given)
+			e, took := *events[i].Value, sumOf(events[i].Given)
 			arrived = max(arrived, i+1)
 			if took == 0 && (duplicate(e) || rapid.IntRange(0, 5).Draw(t, "rejected") == 5) {
 				continue

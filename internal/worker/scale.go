@@ -37,8 +37,8 @@ const (
 //
 // It is safe to call concurrently, and to call again for an event that was
 // carried out in part or in full, by this process or another.
-func (m *Manager) Scale(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
-	e := d.Value
+func (m *Manager) Scale(ctx context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
+	e := *d.Value
 	log := m.log.With("event", e.ID, "task", e.TaskID, "pool", e.Pool)
 	a := &action{Manager: m, event: e, log: log, attempt: d.Attempt, behind: d.Behind, given: sumOf(d.Given), started: time.Now()}
 	message, err := a.run(ctx)
@@ -61,7 +61,7 @@ type action struct {
 	log     *slog.Logger
 	attempt int
 	// behind are later events of the same task, as far as they may take something.
-	behind []queue.Item[scaleevent.Event]
+	behind []queue.Item[*scaleevent.Event]
 	// given is how many workers of earlier events were not made for this one's sake.
 	given int
 	// gives is how many workers of this one are not made for the sake of later ones, by their IDs.

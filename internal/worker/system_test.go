@@ -155,11 +155,11 @@ func write(t testing.TB, path, content string) {
 // deliver delivers an event once.
 func (s *system) deliver(e scaleevent.Event, attempt int) queue.Verdict {
 	s.t.Helper()
-	return s.manager.Scale(s.t.Context(), queue.Delivery[scaleevent.Event]{Item: itemOf(e), Attempt: attempt})
+	return s.manager.Scale(s.t.Context(), queue.Delivery[*scaleevent.Event]{Item: itemOf(e), Attempt: attempt})
 }
 
-func itemOf(e scaleevent.Event) queue.Item[scaleevent.Event] {
-	return queue.Item[scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Takes: e.Type == scaleevent.ScaleDown, Value: e}
+func itemOf(e scaleevent.Event) queue.Item[*scaleevent.Event] {
+	return queue.Item[*scaleevent.Event]{ID: e.ID, Key: e.OrderingKey(), Takes: e.Type == scaleevent.ScaleDown, Value: &e}
 }
 
 // done delivers an event that must succeed.

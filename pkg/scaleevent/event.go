@@ -191,10 +191,10 @@ func (e Event) LogValue() slog.Value {
 
 // Size returns the size of an entry with these fields, as the limit
 // [DefaultMaxEventBytes] counts it: the bytes of all names and values.
-func Size(fields map[string]string) int {
+func Size[V string | any](fields map[string]V) int {
 	size := 0
 	for name, value := range fields {
-		size += len(name) + len(value)
+		size += len(name) + len(textOf(value))
 	}
 	return size
 }

@@ -77,21 +77,38 @@ const (
 	MaxMetadataBytes = 128 << 10
 )
 
-// aliasOf maps a field to its alias.
-var aliasOf = map[string]string{
-	FieldTaskID:   AliasJobID,
-	FieldPool:     AliasTargetDeployment,
-	FieldPodCount: AliasCount,
+// aliasOf returns the alias of a field, or nothing.
+func aliasOf(field string) string {
+	switch field {
+	case FieldTaskID:
+		return AliasJobID
+	case FieldPool:
+		return AliasTargetDeployment
+	case FieldPodCount:
+		return AliasCount
+	default:
+		return ""
+	}
 }
 
 // contractFields are the names that never are metadata, but for env.NAME.
-var contractFields = map[string]bool{
-	FieldType: true, FieldTaskID: true, FieldPool: true, FieldPodCount: true, FieldTargetReplicas: true,
-	FieldPriority: true, FieldExpiresAt: true, FieldIdempotencyKey: true,
-	FieldRepository: true, FieldCommitSHA: true, FieldTriggeredBy: true, FieldReason: true, FieldTimestamp: true,
-	FieldImage: true, FieldCommand: true, FieldCPU: true, FieldMemory: true, FieldTraceparent: true,
-	AliasJobID: true, AliasTargetDeployment: true, AliasCount: true,
-	FieldDeadEventID: true, FieldDeadReason: true, FieldDeadMessage: true, FieldDeadTime: true, FieldDeadAttempts: true,
+var contractFields = [...]string{
+	FieldType, FieldTaskID, FieldPool, FieldPodCount, FieldTargetReplicas,
+	FieldPriority, FieldExpiresAt, FieldIdempotencyKey,
+	FieldRepository, FieldCommitSHA, FieldTriggeredBy, FieldReason, FieldTimestamp,
+	FieldImage, FieldCommand, FieldCPU, FieldMemory, FieldTraceparent,
+	AliasJobID, AliasTargetDeployment, AliasCount,
+	FieldDeadEventID, FieldDeadReason, FieldDeadMessage, FieldDeadTime, FieldDeadAttempts,
+}
+
+var inContract = setOf(contractFields[:])
+
+func setOf(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
+	for _, name := range names {
+		set[name] = true
+	}
+	return set
 }
 
 // reservedEnv are the variables that the scaler sets in every worker. With them go
@@ -104,5 +121,5 @@ var reservedEnv = map[string]bool{
 }
 
 func isContractField(name string) bool {
-	return contractFields[name] || strings.HasPrefix(name, envPrefix)
+	return inContract[name] || strings.HasPrefix(name, envPrefix)
 }

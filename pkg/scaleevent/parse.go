@@ -22,8 +22,13 @@ import (
 //
 // With an empty ID, which is how a producer checks an event before it has one,
 // nothing is filled in for an absent task.
-func Parse(id string, fields map[string]string) (Event, error) {
-	p := &parser{fields: fields}
+//
+// Values are strings, also where their type is any, as in a map of go-redis.
+func Parse[V string | any](id string, fields map[string]V) (Event, error) {
+	p := &parser{}
+	for name, value := range fields {
+		p.read(name, textOf(value))
+	}
 	p.checkSizes()
 
 	e := Event{ID: id}
@@ -69,9 +74,44 @@ func Parse(id string, fields map[string]string) (Event, error) {
 // A parser reads one entry. It keeps the first fault; what it returns after that
 // is of no use, and harmless.
 type parser struct {
-	fields    map[string]string
+	known     [len(contractFields)]field // of the contract: few, and quicker to find than in a map
+	n         int                        // how many of them are there
+	unknown   []field                    // or env.NAME
+	tooLarge  []field
 	scaleDown bool
 	err       *Error
+}
+
+type field struct{ name, value string }
+
+func textOf[V string | any](value V) string {
+	s, _ := any(value).(string) // Redis has no other values
+	return s
+}
+
+func (p *parser) read(name, value string) {
+	f := field{name, value}
+	if len(value) > MaxFieldBytes {
+		p.tooLarge = append(p.tooLarge, f)
+	}
+	if inContract[name] {
+		p.known[p.n] = f
+		p.n++
+	} else {
+		p.unknown = append(p.unknown, f)
+	}
+}
+
+func byName(a, b field) int { return strings.Compare(a.name, b.name) }
+
+// sent returns the value of a field of the contract, and whether it is there.
+func (p *parser) sent(name string) (value string, present bool) {
+	for i := range p.known[:p.n] {
+		if p.known[i].name == name {
+			return p.known[i].value, true
+		}
+	}
+	return "", false
 }
 
 func (p *parser) fail(reason, field, format string, args ...any) {
@@ -82,38 +122,33 @@ func (p *parser) fail(reason, field, format string, args ...any) {
 
 // checkSizes comes first, so that no later step has to look at a huge value.
 func (p *parser) checkSizes() {
-	var tooLarge []string // mostly none
-	for name, value := range p.fields {
-		if len(value) > MaxFieldBytes {
-			tooLarge = append(tooLarge, name)
-		}
-	}
-	slices.Sort(tooLarge) // the first of them is told
-	for _, name := range tooLarge {
-		shown := name
+	slices.SortFunc(p.tooLarge, byName) // the first of them is told
+	for _, f := range p.tooLarge {
+		shown := f.name
 		if len(shown) > MaxMetadataNameBytes {
 			shown = shown[:MaxMetadataNameBytes]
 		}
 		p.fail(ReasonFieldTooLarge, shown, "field %s has %d bytes, more than the %d that a field may have: send a reference to the data instead",
-			quote(name), len(p.fields[name]), MaxFieldBytes)
+			quote(f.name), len(f.value), MaxFieldBytes)
 	}
 }
 
 // get returns the value of a field and the name under which it was sent: its own
 // or its alias.
 func (p *parser) get(field string) (name, value string) {
-	name, value = field, p.fields[field]
-	if alias, has := aliasOf[field]; has {
-		other, present := p.fields[alias]
+	name = field
+	value, present := p.sent(field)
+	if alias := aliasOf(field); alias != "" {
+		other, aliasPresent := p.sent(alias)
 		switch {
-		case !present:
+		case !aliasPresent:
 		case value == "":
-			name, value = alias, other
+			name, value, present = alias, other, true
 		case other != "" && value != other:
 			p.fail(ReasonConflictingFields, alias, "%s is %s but its alias %s is %s: send one of the two", field, quote(value), alias, quote(other))
 		}
 	}
-	if value == "" && p.scaleDown {
+	if value == "" && present && p.scaleDown {
 		p.checkEmpty(name, field)
 	}
 	return name, value
@@ -121,9 +156,6 @@ func (p *parser) get(field string) (name, value string) {
 
 // checkEmpty refuses an empty field that, left out, would widen a scale-down.
 func (p *parser) checkEmpty(name, field string) {
-	if _, present := p.fields[name]; !present {
-		return
-	}
 	switch field {
 	case FieldTaskID, FieldPool, FieldPodCount, FieldTargetReplicas:
 		p.fail(ReasonInvalidField, name, "%s is empty, and a scale_down without it may remove more than was meant: give a value, or leave the field out", name)
@@ -292,7 +324,7 @@ var traceparent = regexp.MustCompile(`^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-
 // trace must not break the work that it traces.
 func (p *parser) traceparent() string {
 	_, value := p.get(FieldTraceparent)
-	if len(value) > 512 || !traceparent.MatchString(value) {
+	if value == "" || len(value) > 512 || !traceparent.MatchString(value) {
 		return ""
 	}
 	version, traceID, parentID := value[:2], value[3:35], value[36:52]
@@ -311,23 +343,16 @@ var (
 // others reads env.NAME and the fields that the contract does not know.
 func (p *parser) others() (env, metadata map[string]string) {
 	size := 0
-	var others []string // mostly few
-	for field := range p.fields {
-		if !contractFields[field] {
-			others = append(others, field)
-		}
-	}
-	slices.Sort(others) // the first fault is told
-	for _, field := range others {
-		value := p.fields[field]
-		if name, isEnv := strings.CutPrefix(field, envPrefix); isEnv {
-			p.checkEnv(name, value)
-			env = put(env, name, value)
+	slices.SortFunc(p.unknown, byName) // the first fault is told
+	for _, f := range p.unknown {
+		if name, isEnv := strings.CutPrefix(f.name, envPrefix); isEnv {
+			p.checkEnv(name, f.value)
+			env = put(env, name, f.value)
 			continue
 		}
-		p.checkMetadata(field, value)
-		metadata = put(metadata, field, value)
-		size += len(field) + len(value)
+		p.checkMetadata(f.name, f.value)
+		metadata = put(metadata, f.name, f.value)
+		size += len(f.name) + len(f.value)
 	}
 	if len(env) > MaxEnv {
 		p.fail(ReasonEventTooLarge, "", "the event has %d env fields, more than %d", len(env), MaxEnv)

@@ -205,7 +205,7 @@ func offerIdle(ctx context.Context, group *errgroup.Group) (addr string, err err
 	}
 	workers := queue.NewMemory[queue.Worker]()
 	group.Go(func() error {
-		return queuerpc.NewServer(queue.NewMemory[scaleevent.Event](), workers).Serve(ctx, listener)
+		return queuerpc.NewServer(queue.NewMemory[*scaleevent.Event](), workers).Serve(ctx, listener)
 	})
 	producer, err := workers.Produce(ctx, "bench")
 	if err != nil {

@@ -95,19 +95,21 @@ func (r *rig) fill(ctx context.Context, key string, n int) error {
 	return nil
 }
 
-func (r *rig) subscribe(ctx context.Context, credits int) (queue.Subscription[scaleevent.Event], error) {
+func (r *rig) subscribe(ctx context.Context, credits int) (queue.Subscription[*scaleevent.Event], error) {
 	return r.client.Events().Subscribe(ctx, queue.SubscribeOptions{Name: "bench", Credits: credits})
 }
 
 // throughput measures a backlog of events: from the subscription until Redis has
 // every acknowledgement. The bare loop reads the same events from the same server
 // by XREADGROUP COUNT 100 and acknowledges them in a pipeline; it stores no results.
-// The second row is the processor time of an event, which others on the machine do not
-// change much: of consumer and subscriber together, and of the bare loop.
+// The two take turns, because others on the machine come and go.
+// The second row is the processor time of an event, which others do not change much: of
+// consumer and subscriber together, and of the bare loop.
 func throughput(ctx context.Context, quick bool) (rows []Row, err error) {
-	n := 200_000
+	const n = 100_000
+	rounds := 6
 	if quick {
-		n = 50_000
+		rounds = 1
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
@@ -118,42 +120,72 @@ func throughput(ctx context.Context, quick bool) (rows []Row, err error) {
 	defer func() { err = errors.Join(err, r.close()) }()
 
 	const rawStream = "otto:bench:raw"
-	if err := r.fill(ctx, rawStream, n); err != nil {
-		return nil, err
+	var ours, raw expense
+	for range rounds {
+		if err := r.fill(ctx, rawStream, n); err != nil {
+			return nil, err
+		}
+		if err := r.Redis.XGroupCreate(ctx, rawStream, r.Group, "0").Err(); err != nil {
+			return nil, fmt.Errorf("preparing the bare loop: %w", err)
+		}
+		if err := raw.add(usedHere, func() error { return r.bareLoop(ctx, rawStream, n) }); err != nil {
+			return nil, err
+		}
+		if err := r.Redis.Del(ctx, rawStream).Err(); err != nil {
+			return nil, fmt.Errorf("clearing up: %w", err)
+		}
+		if err := r.fill(ctx, r.Events, n); err != nil {
+			return nil, err
+		}
+		if err := ours.add(r.used, func() error { return r.throughQueue(ctx, n) }); err != nil {
+			return nil, err
+		}
+		if err := r.Redis.XTrimMaxLen(ctx, r.Events, 0).Err(); err != nil {
+			return nil, fmt.Errorf("clearing up: %w", err)
+		}
 	}
-	if err := r.Redis.XGroupCreate(ctx, rawStream, r.Group, "0").Err(); err != nil {
-		return nil, fmt.Errorf("preparing the bare loop: %w", err)
-	}
-	begin, ownUsed := time.Now(), usedHere()
-	if err := r.bareLoop(ctx, rawStream, n); err != nil {
-		return nil, err
-	}
-	raw, rawUsed := time.Since(begin), usedHere()-ownUsed
-	if err := r.Redis.Del(ctx, rawStream).Err(); err != nil {
-		return nil, fmt.Errorf("clearing up: %w", err)
-	}
+	perEvent := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n*rounds) }
+	rate := func(d time.Duration) float64 { return float64(n*rounds) / d.Seconds() }
+	return []Row{
+		{Unit: "events/s", Value: rate(ours.time), Raw: rate(raw.time)},
+		{Unit: "µs", Value: perEvent(ours.processor), Raw: perEvent(raw.processor)},
+	}, nil
+}
 
-	if err := r.fill(ctx, r.Events, n); err != nil {
-		return nil, err
-	}
-	consumerUsed, err := r.consumer.CPU()
+// An expense is what something takes: time, and that of processors.
+type expense struct{ time, processor time.Duration }
+
+func (e *expense) add(used func() (time.Duration, error), f func() error) error {
+	before, err := used()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	begin, ownUsed = time.Now(), usedHere()
+	begin := time.Now()
+	if err := f(); err != nil {
+		return err
+	}
+	e.time += time.Since(begin)
+	after, err := used()
+	e.processor += after - before
+	return err
+}
+
+// throughQueue takes a backlog of events from the queue, and waits until all are
+// acknowledged.
+func (r *rig) throughQueue(ctx context.Context, n int) error {
 	sub, err := r.subscribe(ctx, 2048)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer sub.Close() //nolint:errcheck // it never fails
 	for left := n; left > 0; {
 		deliveries, err := sub.Deliveries(ctx, 256)
 		if err != nil {
-			return nil, fmt.Errorf("leasing: %w", err)
+			return fmt.Errorf("leasing: %w", err)
 		}
 		for _, d := range deliveries {
 			if err := sub.Resolve(ctx, d, queue.Finish("", nil)); err != nil {
-				return nil, fmt.Errorf("resolving: %w", err)
+				return fmt.Errorf("resolving: %w", err)
 			}
 		}
 		left -= len(deliveries)
@@ -161,34 +193,32 @@ func throughput(ctx context.Context, quick bool) (rows []Row, err error) {
 	for range (backoff.Policy{Initial: time.Millisecond, Max: 2 * time.Millisecond}).Attempts(ctx) {
 		pending, err := r.Redis.XPending(ctx, r.Events, r.Group).Result()
 		if err != nil {
-			return nil, fmt.Errorf("waiting for the acknowledgements: %w", err)
+			return fmt.Errorf("waiting for the acknowledgements: %w", err)
 		}
 		if pending.Count == 0 {
-			break
+			return nil
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	ours, used := time.Since(begin), usedHere()-ownUsed
-	consumerUsedAfter, err := r.consumer.CPU()
+	return ctx.Err()
+}
+
+// used is the processor time of this process and the consumer.
+func (r *rig) used() (time.Duration, error) {
+	here, err := usedHere()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
-	used += consumerUsedAfter - consumerUsed
-	perEvent := func(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 / float64(n) }
-	rate := func(d time.Duration) float64 { return float64(n) / d.Seconds() }
-	return []Row{
-		{Unit: "events/s", Value: rate(ours), Raw: rate(raw)},
-		{Unit: "µs", Value: perEvent(used), Raw: perEvent(rawUsed)},
-	}, nil
+	consumer, err := r.consumer.CPU()
+	return here + consumer, err
 }
 
 // usedHere is the processor time of this process.
-func usedHere() time.Duration {
+func usedHere() (time.Duration, error) {
 	var usage syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &usage) // it only fails for wrong arguments
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		return 0, fmt.Errorf("reading our processor time: %w", err)
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano()), nil
 }
 
 func (r *rig) bareLoop(ctx context.Context, key string, n int) error {

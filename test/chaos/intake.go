@@ -103,7 +103,7 @@ func (in *arena) subscribe(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		handle := func(ctx context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+		handle := func(ctx context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
 			return in.handle(ctx, parent, d)
 		}
 		_ = queue.Serve(ctx, client.Events(), queue.SubscribeOptions{Name: "chaos", Credits: 64}, slog.New(slog.DiscardHandler), handle) // it returns nil when told to stop
@@ -116,7 +116,7 @@ func (in *arena) subscribe(ctx context.Context) (err error) {
 	return nil
 }
 
-func (in *arena) handle(ctx, outlasting context.Context, d queue.Delivery[scaleevent.Event]) queue.Verdict {
+func (in *arena) handle(ctx, outlasting context.Context, d queue.Delivery[*scaleevent.Event]) queue.Verdict {
 	pause := time.NewTimer(rand.N(4 * time.Millisecond)) // as if it asked an API server
 	defer pause.Stop()
 	select {

@@ -54,8 +54,8 @@ func Dial(addr string) (*Client, error) {
 func (c *Client) Close() error { return c.conn.Close() }
 
 // Events is the queue of scale events.
-func (c *Client) Events() queue.Queue[scaleevent.Event] {
-	return &remote[scaleevent.Event]{client: c, codec: events}
+func (c *Client) Events() queue.Queue[*scaleevent.Event] {
+	return &remote[*scaleevent.Event]{client: c, codec: events}
 }
 
 // Workers is the queue of workers to follow.

@@ -14,22 +14,22 @@ import (
 // A codec turns the items of one topic into messages and back.
 type codec[T any] struct {
 	topic  queuev1.Topic
-	encode func(value *T, into *queuev1.Item)
+	encode func(value T, into *queuev1.Item)
 	decode func(from *queuev1.Item) (T, error)
-	size   func(value *T) int // in bytes, roughly
+	size   func(value T) int // in bytes, roughly
 	// brief is encode for an item behind another, with what it takes to judge it.
-	brief func(value *T, into *queuev1.Item)
+	brief func(value T, into *queuev1.Item)
 }
 
-var events = codec[scaleevent.Event]{
+var events = codec[*scaleevent.Event]{
 	topic: queuev1.Topic_TOPIC_SCALE_EVENTS,
 	encode: func(e *scaleevent.Event, into *queuev1.Item) {
 		into.Payload = &queuev1.Item_ScaleEvent{ScaleEvent: encodeEvent(e)}
 	},
-	decode: func(from *queuev1.Item) (scaleevent.Event, error) {
+	decode: func(from *queuev1.Item) (*scaleevent.Event, error) {
 		payload := from.GetScaleEvent()
 		if payload == nil {
-			return scaleevent.Event{}, errors.New("no scale event in it")
+			return nil, errors.New("no scale event in it")
 		}
 		return decodeEvent(from.GetId(), payload)
 	},
@@ -41,8 +41,8 @@ var events = codec[scaleevent.Event]{
 
 var workers = codec[queue.Worker]{
 	topic: queuev1.Topic_TOPIC_WORKERS,
-	encode: func(w *queue.Worker, into *queuev1.Item) {
-		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(*w)}
+	encode: func(w queue.Worker, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(w)}
 	},
 	decode: func(from *queuev1.Item) (queue.Worker, error) {
 		payload := from.GetWorker()
@@ -51,9 +51,9 @@ var workers = codec[queue.Worker]{
 		}
 		return decodeWorker(payload), nil
 	},
-	size: func(*queue.Worker) int { return 0 }, // a few names
-	brief: func(w *queue.Worker, into *queuev1.Item) {
-		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(*w)}
+	size: func(queue.Worker) int { return 0 }, // a few names
+	brief: func(w queue.Worker, into *queuev1.Item) {
+		into.Payload = &queuev1.Item_Worker{Worker: encodeWorker(w)}
 	},
 }
 
@@ -67,7 +67,7 @@ func decodeWorker(w *queuev1.Worker) queue.Worker {
 
 func (c codec[T]) encodeItem(item *queue.Item[T]) *queuev1.Item {
 	message := &queuev1.Item{Id: item.ID, OrderingKey: item.Key, Traceparent: item.Traceparent, Takes: item.Takes, Given: counts(item.Given)}
-	c.encode(&item.Value, message)
+	c.encode(item.Value, message)
 	return message
 }
 
@@ -93,7 +93,7 @@ func (c codec[T]) encodeBehind(items []queue.Item[T]) (messages []*queuev1.Item,
 	for i := range items {
 		item := &items[i]
 		message := &queuev1.Item{Id: item.ID, Takes: item.Takes, Given: counts(item.Given)}
-		c.brief(&item.Value, message)
+		c.brief(item.Value, message)
 		if size += proto.Size(message); size > batchBytes {
 			break
 		}

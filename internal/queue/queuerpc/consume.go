@@ -110,7 +110,7 @@ func encodeDeliveries[T any](deliveries []queue.Delivery[T], codec codec[T]) (*q
 		}
 		d := &deliveries[i]
 		behind, more := codec.encodeBehind(d.Behind)
-		size += codec.size(&d.Value) + sizeOfGiven*len(d.Given) + more
+		size += codec.size(d.Value) + sizeOfGiven*len(d.Given) + more
 		messages = append(messages, &queuev1.ConsumeResponse_Delivery{
 			LeaseId: d.Lease,
 			Item:    codec.encodeItem(&d.Item),

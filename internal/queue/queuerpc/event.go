@@ -35,8 +35,8 @@ func encodeBrief(e *scaleevent.Event) *queuev1.ScaleEvent {
 
 // decodeEvent reads what encodeEvent wrote. The consumer has checked the event; what
 // is looked at here is whether this process knows such events at all.
-func decodeEvent(id string, m *queuev1.ScaleEvent) (scaleevent.Event, error) {
-	e := scaleevent.Event{
+func decodeEvent(id string, m *queuev1.ScaleEvent) (*scaleevent.Event, error) {
+	e := &scaleevent.Event{
 		ID: id, Metadata: m.GetFields(), Env: m.GetEnv(),
 		Type: scaleevent.Type(m.GetType()), TaskID: m.GetTaskId(), Pool: m.GetPool(), PodCount: number(m.PodCount), TargetReplicas: number(m.TargetReplicas),
 		Priority: int(m.GetPriority()), IdempotencyKey: m.GetIdempotencyKey(),
@@ -50,7 +50,7 @@ func decodeEvent(id string, m *queuev1.ScaleEvent) (scaleevent.Event, error) {
 	case scaleevent.ScaleUp, scaleevent.ScaleDown:
 		return e, nil
 	default:
-		return scaleevent.Event{}, fmt.Errorf("this scaler knows no events of type %q", m.GetType())
+		return nil, fmt.Errorf("this scaler knows no events of type %q", m.GetType())
 	}
 }
 

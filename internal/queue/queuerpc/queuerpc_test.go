@@ -31,7 +31,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // server is a queue server that tests stop and start again.
 type server struct {
-	events  *queue.Memory[scaleevent.Event]
+	events  *queue.Memory[*scaleevent.Event]
 	workers *queue.Memory[queue.Worker]
 	addr    string
 	stop    func()
@@ -50,7 +50,7 @@ func listen(t testing.TB, addr string) net.Listener {
 // start serves new, empty queues on addr until stop is called or the test ends.
 func start(t testing.TB, addr string, opts ...queue.Option) *server {
 	t.Helper()
-	s := &server{events: queue.NewMemory[scaleevent.Event](opts...), workers: queue.NewMemory[queue.Worker](opts...)}
+	s := &server{events: queue.NewMemory[*scaleevent.Event](opts...), workers: queue.NewMemory[queue.Worker](opts...)}
 	lis := listen(t, addr)
 	s.addr = lis.Addr().String()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -97,11 +97,11 @@ func TestWorkersOverTheNetworkObeyTheContract(t *testing.T) {
 }
 
 func TestEventsOverTheNetworkObeyTheContract(t *testing.T) {
-	queuetest.Run(t, func(t *testing.T) queue.Queue[scaleevent.Event] {
+	queuetest.Run(t, func(t *testing.T) queue.Queue[*scaleevent.Event] {
 		return dial(t, start(t, "127.0.0.1:0").addr).Events()
-	}, func(id string) scaleevent.Event {
+	}, func(id string) *scaleevent.Event {
 		one := 1
-		return scaleevent.Event{ID: id, Type: scaleevent.ScaleUp, TaskID: "task of " + id, Pool: "default", PodCount: &one}
+		return &scaleevent.Event{ID: id, Type: scaleevent.ScaleUp, TaskID: "task of " + id, Pool: "default", PodCount: &one}
 	})
 }
 
@@ -117,7 +117,7 @@ func TestAnEventArrivesAsItWasSent(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, sub := produce(t, q), subscribe(t, q, 1)
-	want := queue.Item[scaleevent.Event]{ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Value: event}
+	want := queue.Item[*scaleevent.Event]{ID: event.ID, Key: event.OrderingKey(), Traceparent: event.Traceparent, Value: &event}
 	if err := p.Offer(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
@@ -594,7 +594,7 @@ func TestAnItemThatCannotBeReadIsRejected(t *testing.T) {
 	s := start(t, "127.0.0.1:0")
 	p := produce(t, s.events)
 	// As if a newer consumer had let an event pass that this scaler does not know.
-	item := queue.Item[scaleevent.Event]{ID: "1-0", Value: scaleevent.Event{Type: "scale_sideways"}}
+	item := queue.Item[*scaleevent.Event]{ID: "1-0", Value: &scaleevent.Event{Type: "scale_sideways"}}
 	if err := p.Offer(t.Context(), item); err != nil {
 		t.Fatal(err)
 	}
@@ -602,7 +602,7 @@ func TestAnItemThatCannotBeReadIsRejected(t *testing.T) {
 	if o := outcome(t, p); o.Status != queue.Rejected || o.Reason != queuerpc.ReasonUnreadable || o.Message == "" {
 		t.Errorf("outcome = %+v, want a rejection as unreadable", o)
 	}
-	if err := p.Offer(t.Context(), queue.Item[scaleevent.Event]{ID: "2-0", Value: scaleevent.Event{Type: scaleevent.ScaleUp, Pool: "default"}}); err != nil {
+	if err := p.Offer(t.Context(), queue.Item[*scaleevent.Event]{ID: "2-0", Value: &scaleevent.Event{Type: scaleevent.ScaleUp, Pool: "default"}}); err != nil {
 		t.Fatal(err)
 	}
 	if d := next(t, sub); d.ID != "2-0" {

@@ -31,14 +31,14 @@ const (
 // A Server offers the queues of this process to the other containers of the pod.
 type Server struct {
 	queuev1.UnimplementedQueueServiceServer
-	events  queue.Queue[scaleevent.Event]
+	events  queue.Queue[*scaleevent.Event]
 	workers queue.Queue[queue.Worker]
 	ends    func(ctx context.Context, end queue.WorkerEnd) error // nil: nobody wants to know
 }
 
 // NewServer returns a server of two queues, which must be able to return a
 // [queue.WatchedSubscription], as [queue.Memory] does.
-func NewServer(events queue.Queue[scaleevent.Event], workers queue.Queue[queue.Worker]) *Server {
+func NewServer(events queue.Queue[*scaleevent.Event], workers queue.Queue[queue.Worker]) *Server {
 	return &Server{events: events, workers: workers}
 }
 

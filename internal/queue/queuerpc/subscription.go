@@ -27,9 +27,14 @@ type subscription[T any] struct {
 	lostEarly map[uint64]bool          // lost before they were delivered
 	inbox     []queue.Delivery[T]      // received; some may be lost meanwhile
 	returned  int                      // of the inbox, from its beginning
-	verdicts  []queue.Resolution       // not yet sent
+	verdicts  []queue.Resolution       // not yet taken
 	more      chan struct{}            // holds one token while inbox may hold something
 	gone      bool                     // all leases have been lost
+
+	// taken are verdicts that are being sent, sent how many of them are. Only the
+	// goroutine that sends uses them.
+	taken []queue.Resolution
+	sent  int
 }
 
 // Subscribe implements [queue.Queue].
@@ -207,22 +212,23 @@ func (s *subscription[T]) Resolve(ctx context.Context, d queue.Delivery[T], v qu
 // takeVerdicts returns a message of verdicts that are to be sent, as many as it takes,
 // or nil if there are none.
 func (s *subscription[T]) takeVerdicts() *queuev1.ConsumeRequest {
-	s.mu.Lock()
-	n, size := 0, 0
-	for n < len(s.verdicts) && n < batch && size < batchBytes {
-		size += sizeOfVerdict(&s.verdicts[n].Verdict)
-		n++
+	if s.sent == len(s.taken) {
+		clear(s.taken) // for the details in them
+		s.mu.Lock()
+		s.taken, s.verdicts, s.sent = s.verdicts, s.taken[:0], 0
+		s.mu.Unlock()
 	}
-	verdicts := s.verdicts[:n:n]
-	s.verdicts = s.verdicts[n:]
-	s.mu.Unlock()
-	if n == 0 {
+	verdicts := s.taken[s.sent:min(s.sent+batch, len(s.taken))]
+	if len(verdicts) == 0 {
 		return nil
 	}
-	messages := make([]*queuev1.ConsumeRequest_Verdict, n)
-	for i := range verdicts {
-		messages[i] = encodeVerdict(verdicts[i].Lease, &verdicts[i].Verdict)
+	messages := make([]*queuev1.ConsumeRequest_Verdict, 0, len(verdicts))
+	for size := 0; len(messages) < len(verdicts) && size < batchBytes; {
+		v := &verdicts[len(messages)]
+		messages = append(messages, encodeVerdict(v.Lease, &v.Verdict))
+		size += sizeOfVerdict(&v.Verdict)
 	}
+	s.sent += len(messages)
 	return &queuev1.ConsumeRequest{
 		Message:      &queuev1.ConsumeRequest_Verdict_{Verdict: messages[0]},
 		MoreVerdicts: messages[1:],
