@@ -350,7 +350,8 @@ func (m *Memory[T]) stats() Stats {
 	return s
 }
 
-// oldestLease is how long the oldest lease has lasted.
+// oldestLease is how long the oldest lease has lasted. It looks at all of them, which
+// only the metrics ask for.
 func (m *Memory[T]) oldestLease() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()

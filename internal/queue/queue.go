@@ -180,7 +180,8 @@ type Item[T any] struct {
 	// producer offers what its record tells, and the queue adds what has been settled
 	// since; see [Verdict.Gives].
 	Given map[string]int
-	// Value is what the queue carries.
+	// Value is what the queue carries. What it points to stays as it is once the item was
+	// offered: producer and subscriber may share it.
 	Value T
 }
 

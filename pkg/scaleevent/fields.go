@@ -1,6 +1,9 @@
 package scaleevent
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // The fields of an event's entry. See docs/event-contract.md.
 const (
@@ -101,16 +104,6 @@ var contractFields = [...]string{
 	FieldDeadEventID, FieldDeadReason, FieldDeadMessage, FieldDeadTime, FieldDeadAttempts,
 }
 
-var inContract = setOf(contractFields[:])
-
-func setOf(names []string) map[string]bool {
-	set := make(map[string]bool, len(names))
-	for _, name := range names {
-		set[name] = true
-	}
-	return set
-}
-
 // reservedEnv are the variables that the scaler sets in every worker. With them go
 // all that begin with OTTO_META_. Other names that begin with OTTO_ are free: they
 // may be the agent's own.
@@ -120,6 +113,8 @@ var reservedEnv = map[string]bool{
 	"OTTO_PRIORITY": true, "TRACEPARENT": true,
 }
 
+func inContract(name string) bool { return slices.Contains(contractFields[:], name) }
+
 func isContractField(name string) bool {
-	return inContract[name] || strings.HasPrefix(name, envPrefix)
+	return inContract(name) || strings.HasPrefix(name, envPrefix)
 }

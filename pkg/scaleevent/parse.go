@@ -94,7 +94,7 @@ func (p *parser) read(name, value string) {
 	if len(value) > MaxFieldBytes {
 		p.tooLarge = append(p.tooLarge, f)
 	}
-	if inContract[name] {
+	if inContract(name) {
 		p.known[p.n] = f
 		p.n++
 	} else {
